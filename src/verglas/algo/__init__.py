@@ -1,0 +1,1 @@
+"""The science: arrays and records in, results out. No paths, no engine."""

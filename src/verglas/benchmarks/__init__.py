@@ -1,0 +1,1 @@
+"""Figures of speed and accuracy, each beside a peer or a floor."""

@@ -1,0 +1,1 @@
+"""How items are run: in this process, in worker processes, in shards."""

@@ -1,0 +1,1 @@
+"""Job folders: provenance, resume, locks."""

@@ -1,0 +1,7 @@
+"""Frozen records of the domain. They hold what is known; they compute nothing."""
+
+from verglas.model.optics import Optics as Optics
+from verglas.model.particles import Particles as Particles
+from verglas.model.tilt_series import ImageReference as ImageReference
+from verglas.model.tilt_series import TiltSeries as TiltSeries
+from verglas.model.tomogram import Tomogram as Tomogram

@@ -1,0 +1,44 @@
+"""A reconstructed volume and where it lies in the specimen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from verglas.errors import UserError
+
+
+@dataclass(frozen=True)
+class Tomogram:
+    """A volume on disk.
+
+    Parameters
+    ----------
+    name
+        Name of the tilt series it was made from.
+    path
+        The MRC file.
+    shape
+        `(z, y, x)` voxels.
+    voxel_size_angstrom
+        Side of a voxel, Å.
+    centre_angstrom
+        xyz of the volume's centre voxel (`n // 2`) in the specimen frame, Å; not zero for a region.
+    half_paths
+        The two half tomograms made from separate views or frames, when there are any.
+    """
+
+    name: str
+    path: Path
+    shape: tuple[int, int, int]
+    voxel_size_angstrom: float
+    centre_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    half_paths: tuple[Path, Path] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise UserError(
+                f"`shape` of tomogram {self.name!r} must be three positive sizes; got {self.shape}"
+            )
+        if not self.voxel_size_angstrom > 0:
+            raise UserError(
+                f"`voxel_size_angstrom` of {self.name!r} must be positive; got {self.voxel_size_angstrom}"
+            )

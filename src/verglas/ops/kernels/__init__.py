@@ -1,0 +1,1 @@
+"""The hot loops: for each a torch reference, a numba kernel and a Triton kernel."""
