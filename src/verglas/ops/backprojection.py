@@ -15,7 +15,7 @@ from torch import Tensor
 from verglas.ops.geometry import axis_rotations
 from verglas.ops.kernels.backproject import backproject_rows
 from verglas.ops.kernels.resample import resample_rows
-from verglas.shapes import Image, Values, Volume
+from verglas.shapes import Values, Volume
 
 PHASES = 2
 """Samples a voxel along a row; linear interpolation between them loses nothing that the filter cannot restore."""
@@ -140,7 +140,7 @@ class ViewFrames:
     in_plane: Tensor
     shift_angstrom: Tensor
     pixel_size_angstrom: tuple[float, float]
-    centre_pixel: tuple[float, float]
+    centre_pixel: tuple[int, int]
 
     @property
     def rows_per_voxel(self) -> int:
@@ -199,7 +199,7 @@ class VoxelGrid:
         return x, y, z
 
 
-def backproject(coefficients: Image, frames: ViewFrames, grid: VoxelGrid) -> Volume:
+def backproject(coefficients: Values, frames: ViewFrames, grid: VoxelGrid) -> Volume:
     """Sum filtered views over the voxels of a grid.
 
     Parameters
@@ -223,7 +223,9 @@ def backproject(coefficients: Image, frames: ViewFrames, grid: VoxelGrid) -> Vol
     """
     steepest = float(frames.y_tilt_deg.abs().max())
     if steepest > MAX_TILT_DEG:
-        raise ValueError(f"views tilted beyond {MAX_TILT_DEG:g}° cannot be back-projected; got {steepest:.1f}°")
+        raise ValueError(
+            f"views tilted beyond {MAX_TILT_DEG:g}° cannot be back-projected; got {steepest:.1f}°"
+        )
     samples, shears, shape = _lay_rows(frames, grid)
     rows = resample_rows(coefficients, samples, shape)
     volume = torch.zeros(grid.shape, dtype=torch.float32, device=coefficients.device)
@@ -244,15 +246,18 @@ def _lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tupl
     corners = [(y0 + y * voxel, z0 + z * voxel) for y in (0, y_size - 1) for z in (0, z_size - 1)]
     w = torch.stack([y * cosine - z * sine for y, z in corners])
     offset = torch.stack([(y * sine + z * cosine) * tangent for y, z in corners])
-    w_start, offset_start = w.min(dim=0).values, offset.min(dim=0).values
-    v_size = int((w.max(dim=0).values - w_start).max() / spacing + 1e-6) + 2
-    k_size = x_size + int((offset.max(dim=0).values - offset_start).max() / voxel) + 2
+    # Samples lie on one lattice through the specimen's centre, so that a region or a block of a volume is the
+    # same as in the whole.
+    w_start = torch.floor(w.min(dim=0).values / spacing + 1e-6) * spacing
+    x_start = torch.floor((offset.min(dim=0).values + x0) / voxel) * voxel
+    v_size = int(((w.max(dim=0).values - w_start) / spacing).max() + 1e-6) + 2
+    k_size = x_size + int(((offset.max(dim=0).values + x0 - x_start) / voxel).max()) + 2
     shears = torch.stack(
         [
             (y0 * cosine - z0 * sine - w_start) / spacing,
             cosine * voxel / spacing,
             -sine * voxel / spacing,
-            ((y0 * sine + z0 * cosine) * tangent - offset_start) / voxel,
+            (x0 + (y0 * sine + z0 * cosine) * tangent - x_start) / voxel,
             sine * tangent,
             cosine * tangent,
         ],
@@ -260,8 +265,8 @@ def _lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tupl
     )
     pixel = torch.tensor(frames.pixel_size_angstrom, dtype=torch.float64)
     centre = torch.tensor(frames.centre_pixel, dtype=torch.float64)
-    s_start = tilt.cos() * (x0 + offset_start)
-    start = (frames.in_plane @ torch.stack([s_start, w_start], dim=1)[..., None])[..., 0]
+    first = torch.stack([tilt.cos() * x_start, w_start], dim=1)
+    start = (frames.in_plane @ first[..., None])[..., 0]
     start = (start + frames.shift_angstrom) / pixel + centre
     along_k = frames.in_plane[:, :, 0] * (tilt.cos() * voxel)[:, None] / pixel
     along_v = frames.in_plane[:, :, 1] * spacing / pixel

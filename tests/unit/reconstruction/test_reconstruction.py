@@ -51,7 +51,7 @@ class Blobs:
         return np.einsum("p,py,px->yx", self.weights, gy, gx) * pixel**2 / (2 * np.pi * self.sigma**2)
 
 
-def make_series(step: float = 1.5, shape: tuple[int, int] = (SIZE, SIZE), pixel: float = PIXEL, **changes: object) -> TiltSeries:
+def make_series(step: float = 2.0, shape: tuple[int, int] = (SIZE, SIZE), pixel: float = PIXEL, **changes: object) -> TiltSeries:
     tilts = np.arange(-60, 60 + step / 2, step)
     images = tuple(ImageReference("stack.mrc", i) for i in range(len(tilts)))
     series = TiltSeries("TS", Optics(pixel), shape, images, tilts)
@@ -107,13 +107,16 @@ def test_reconstruction_matches_the_blobs(changes: dict[str, object]) -> None:
     # The issue asks for 0.9 to half Nyquist and 0.5 at 0.8 Nyquist.
     assert (fsc[:5] > 0.98).all(), fsc
     assert fsc[7] > 0.85, fsc
-    # Density, not an arbitrary scale: the volume summed along the beam is the untilted view.
-    wide = VoxelGrid((2 * DEPTH, SIZE, SIZE), PIXEL)
-    untilted = make_series(**changes | {"z_rot_deg": np.float64(0), "x_shift_angstrom": np.float64(0),
-                                        "y_shift_angstrom": np.float64(0), "magnification": np.eye(2)})
-    view = blobs.view(untilted, len(series) // 2)
-    total = reconstruct(views, series, wide).sum(axis=0)
-    assert (total * view).sum() / (view * view).sum() == pytest.approx(1.0, abs=0.08)
+
+
+def test_volume_has_the_density_of_the_specimen() -> None:
+    """Summed along the beam, the volume is the untilted view."""
+    blobs = Blobs(sigma=1.2 * PIXEL)
+    series = make_series(z_rot_deg=np.float64(12.0), x_shift_angstrom=np.float64(33.0))
+    views = [blobs.view(series, i) for i in range(len(series))]
+    total = reconstruct(views, series, VoxelGrid((2 * DEPTH, SIZE, SIZE), PIXEL)).sum(axis=0)
+    untilted = blobs.view(make_series(step=120.0, y_tilt_deg=np.zeros(2)), 0)
+    assert (total * untilted).sum() / (untilted**2).sum() == pytest.approx(1.0, abs=0.05)
 
 
 def test_x_tilt_is_followed() -> None:
@@ -137,8 +140,10 @@ def test_planted_geometry_errors_are_seen(name: str, planted: object) -> None:
     blobs = Blobs()
     series = make_series(z_rot_deg=np.float64(4.3), x_shift_angstrom=np.float64(23.0))
     views = [blobs.view(series, i) for i in range(len(series))]
+    truth = blobs.density(GRID.shape)
+    assert wedge_fsc(reconstruct(views, series, GRID), truth)[7] > 0.88
     wrong = reconstruct(views, planted(series), GRID)  # type: ignore[operator]
-    assert wedge_fsc(wrong, blobs.density(GRID.shape))[7] < 0.5, name
+    assert wedge_fsc(wrong, truth)[7] < 0.75, name
 
 
 def test_binning_crops_in_fourier_space() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,19 +60,13 @@ def make_frames(series: TiltSeries, voxel_size_angstrom: float) -> ViewFrames:
     shape = filtered_shape(series, voxel_size_angstrom)
     scale_y, scale_x = (old / new for old, new in zip(series.image_shape, shape, strict=True))
     pixel = series.pixel_size_angstrom
-    # Fourier cropping keeps the place of pixel 0, so the centre n // 2 moves with the scale.
     return ViewFrames(
         x_tilt_deg=torch.tensor(series.x_tilt_deg),
         y_tilt_deg=torch.tensor(series.y_tilt_deg),
         in_plane=in_plane_matrices(torch.tensor(series.z_rot_deg), torch.tensor(series.magnification)),
-        shift_angstrom=torch.tensor(series.x_shift_angstrom).new_tensor(
-            [*zip(series.x_shift_angstrom, series.y_shift_angstrom, strict=True)]
-        ),
+        shift_angstrom=torch.tensor(np.stack([series.x_shift_angstrom, series.y_shift_angstrom], axis=1)),
         pixel_size_angstrom=(pixel * scale_x, pixel * scale_y),
-        centre_pixel=(
-            (series.image_shape[1] // 2) / scale_x,
-            (series.image_shape[0] // 2) / scale_y,
-        ),
+        centre_pixel=(shape[1] // 2, shape[0] // 2),
     )
 
 
