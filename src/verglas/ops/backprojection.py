@@ -246,10 +246,11 @@ def _lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tupl
     corners = [(y0 + y * voxel, z0 + z * voxel) for y in (0, y_size - 1) for z in (0, z_size - 1)]
     w = torch.stack([y * cosine - z * sine for y, z in corners])
     offset = torch.stack([(y * sine + z * cosine) * tangent for y, z in corners])
-    # Samples lie on one lattice through the specimen's centre, so that a region or a block of a volume is the
+    # Samples lie on the volume's own lattice: rows then meet rows, and a region or a block of a volume is the
     # same as in the whole.
-    w_start = torch.floor(w.min(dim=0).values / spacing + 1e-6) * spacing
-    x_start = torch.floor((offset.min(dim=0).values + x0) / voxel) * voxel
+    w_lattice = y0 % voxel * cosine - z0 % voxel * sine
+    w_start = torch.floor((w.min(dim=0).values - w_lattice) / spacing + 1e-6) * spacing + w_lattice
+    x_start = torch.floor(offset.min(dim=0).values / voxel) * voxel + x0
     v_size = int(((w.max(dim=0).values - w_start) / spacing).max() + 1e-6) + 2
     k_size = x_size + int(((offset.max(dim=0).values + x0 - x_start) / voxel).max()) + 2
     shears = torch.stack(
