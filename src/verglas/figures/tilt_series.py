@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ from verglas.figures.style import COLOURS, MUTED, house_style, make_figure, save
 from verglas.figures.tomogram import contrast_limits, lowpass_image
 from verglas.model import TiltSeries
 
-FloatArray = npt.NDArray[np.floating]
+FloatArray = npt.NDArray[Any]
 
 
 def draw_views(
@@ -78,7 +79,9 @@ def draw_geometry(series: TiltSeries, path: Path) -> None:
         save_figure(figure, path)
 
 
-def draw_power_spectra(images: Sequence[tuple[str, FloatArray, float]], path: Path, *, title: str = "") -> None:
+def draw_power_spectra(
+    images: Sequence[tuple[str, FloatArray, float]], path: Path, *, title: str = ""
+) -> None:
     """Draw rotational averages of the power spectra of images on a logarithmic scale.
 
     Parameters

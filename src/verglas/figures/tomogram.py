@@ -1,6 +1,7 @@
 """Pictures of tomograms that a person can judge by."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from verglas.figures.style import house_style, make_figure, save_figure
 
-FloatArray = npt.NDArray[np.floating]
+FloatArray = npt.NDArray[Any]
 
 
 def draw_orthogonal_slices(
@@ -50,7 +51,9 @@ def draw_orthogonal_slices(
             low, high = contrast_limits(image)
             axes.imshow(image, vmin=low, vmax=high)
             axes.set_axis_off()
-            axes.text(0.012, 0.985, name, transform=axes.transAxes, va="top", color="white", fontweight="bold")
+            axes.text(
+                0.012, 0.985, name, transform=axes.transAxes, va="top", color="white", fontweight="bold"
+            )
             if name == "xy":
                 draw_scale_bar(axes, width, voxel_size_angstrom)
                 axes.set_title(title)

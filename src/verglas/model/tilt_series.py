@@ -23,8 +23,16 @@ class ImageReference:
     section: int | None = None
 
 
-def _per_tilt(value: float) -> Any:
-    return field(default_factory=lambda: np.float64(value))
+def _zero() -> Any:
+    return np.float64(0.0)
+
+
+def _unknown() -> Any:
+    return np.float64(np.nan)
+
+
+def _every() -> Any:
+    return np.True_
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,19 +88,19 @@ class TiltSeries:
     image_shape: tuple[int, int]
     images: tuple[ImageReference, ...]
     nominal_tilt_deg: FloatArray
-    x_tilt_deg: FloatArray = _per_tilt(0.0)
+    x_tilt_deg: FloatArray = field(default_factory=_zero)
     y_tilt_deg: FloatArray | None = None
-    z_rot_deg: FloatArray = _per_tilt(0.0)
-    x_shift_angstrom: FloatArray = _per_tilt(0.0)
-    y_shift_angstrom: FloatArray = _per_tilt(0.0)
+    z_rot_deg: FloatArray = field(default_factory=_zero)
+    x_shift_angstrom: FloatArray = field(default_factory=_zero)
+    y_shift_angstrom: FloatArray = field(default_factory=_zero)
     magnification: FloatArray = field(default_factory=lambda: np.eye(2))
-    pre_exposure_e_per_a2: FloatArray = _per_tilt(0.0)
-    exposure_e_per_a2: FloatArray = _per_tilt(np.nan)
-    defocus_u_angstrom: FloatArray = _per_tilt(np.nan)
-    defocus_v_angstrom: FloatArray = _per_tilt(np.nan)
-    defocus_angle_deg: FloatArray = _per_tilt(0.0)
-    phase_shift_deg: FloatArray = _per_tilt(0.0)
-    selected: npt.NDArray[np.bool_] = field(default_factory=lambda: np.True_)  # type: ignore[arg-type,return-value]
+    pre_exposure_e_per_a2: FloatArray = field(default_factory=_zero)
+    exposure_e_per_a2: FloatArray = field(default_factory=_unknown)
+    defocus_u_angstrom: FloatArray = field(default_factory=_unknown)
+    defocus_v_angstrom: FloatArray = field(default_factory=_unknown)
+    defocus_angle_deg: FloatArray = field(default_factory=_zero)
+    phase_shift_deg: FloatArray = field(default_factory=_zero)
+    selected: npt.NDArray[np.bool_] = field(default_factory=_every)
     hand: int = 1
     volume_shape: tuple[int, int, int] | None = None
     extra: pd.DataFrame = field(default_factory=pd.DataFrame)

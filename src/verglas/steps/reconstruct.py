@@ -48,7 +48,9 @@ class ReconstructParams(Params):
         Literal["none", "flip", "multiply"],
         Field(description="correct the CTF in strips across the tilt axis: flip phases or multiply"),
     ] = "none"
-    dose_weight: Annotated[bool, Field(description="weight frequencies by the exposure before each view")] = True
+    dose_weight: Annotated[bool, Field(description="weight frequencies by the exposure before each view")] = (
+        True
+    )
     normalise: Annotated[
         bool, Field(description="bring every view to mean 0 and standard deviation 1 first")
     ] = True
@@ -75,8 +77,8 @@ def run_item(item: Item, params: ReconstructParams, context: Context) -> ItemRes
 
     from verglas.algo.reconstruction.filtering import filter_views, make_frames
     from verglas.algo.reconstruction.volume import reconstruct_blocks, split_views
-    from verglas.io.images import read_image
-    from verglas.io.mrc import create_mrc
+    from verglas.io.mrc import create_mrc, read_image
+    from verglas.io.relion_tilt_series import write_one_tilt_series
     from verglas.runtime import choose_device
 
     series: TiltSeries = item.record.take(item.record.selected)
@@ -105,10 +107,12 @@ def run_item(item: Item, params: ReconstructParams, context: Context) -> ItemRes
         frames = make_frames(series, grid.voxel_size_angstrom)
         for start, blocks in reconstruct_blocks(views, frames, grid, subsets):
             # Each half stands for the whole range of tilts, so it counts double.
-            volumes = [sum(blocks), *(2 * block for block in blocks)] if params.halves else blocks
+            volumes = [blocks[0] + blocks[1], 2 * blocks[0], 2 * blocks[1]] if params.halves else blocks
             for writer, volume in zip(writers, volumes, strict=True):
-                writer.write_rows(start, volume.cpu().numpy())
+                writer.write_rows(volume.cpu().numpy())
             sections.add(start, volumes[0].cpu().numpy())
+    table = f"tilt_series/{item.name}.star"
+    write_one_tilt_series(context.folder / table, item.record)
     figures = _draw(item.name, series, sections, context.folder, grid.voxel_size_angstrom)
     values = {
         "shape": list(grid.shape),
@@ -116,7 +120,7 @@ def run_item(item: Item, params: ReconstructParams, context: Context) -> ItemRes
         "views": len(series),
         "left_out": len(item.record) - len(series),
     }
-    return ItemResult((*outputs, *figures), values)
+    return ItemResult((*outputs, table, *figures), values)
 
 
 def summarise(results: dict[str, ItemResult], params: ReconstructParams, folder: Path) -> Summary:
@@ -137,7 +141,8 @@ def summarise(results: dict[str, ItemResult], params: ReconstructParams, folder:
         figures += [
             Figure(f"figures/{name}_{kind}.png", f"{name}: {caption}") for kind, caption in _CAPTIONS.items()
         ]
-    write_tomograms(folder / "tomograms.star", tomograms, series)
+    entries = [(series[name], folder / f"tilt_series/{name}.star") for name in results]
+    write_tomograms(folder / "tomograms.star", tomograms, entries)
     voxels = sum(int(np.prod(tomogram.shape)) for tomogram in tomograms)
     left_out = sum(result.values["left_out"] for result in results.values())
     values = {
@@ -183,19 +188,16 @@ def _make_grid(series: TiltSeries, params: ReconstructParams) -> "VoxelGrid":
 
     pixel = series.pixel_size_angstrom
     voxel = params.pixel_size or pixel
-    if params.thickness:
-        depth = params.thickness
-    else:
-        depth = series.volume_shape[0] * pixel if series.volume_shape else 3000.0
+    known = series.volume_shape[0] * pixel if series.volume_shape else 3000.0
+    depth = params.thickness or known
     width, height = params.size or (series.image_shape[1] * pixel, series.image_shape[0] * pixel)
-    shape = tuple(max(1, round(extent / voxel)) for extent in (depth, height, width))
-    voxels = shape[0] * shape[1] * shape[2]
-    if voxels > _MOST_VOXELS:
+    z, y, x = (max(1, round(extent / voxel)) for extent in (depth, height, width))
+    if z * y * x > _MOST_VOXELS:
         raise UserError(
-            f"the volume of {series.name!r} would have {shape[2]} x {shape[1]} x {shape[0]} voxels; expected at most "
+            f"the volume of {series.name!r} would have {x} x {y} x {z} voxels; expected at most "
             f"{_MOST_VOXELS:.0e}: choose a larger `pixel_size` or a smaller `thickness` or `size`"
         )
-    return VoxelGrid(shape, voxel, params.centre)
+    return VoxelGrid((z, y, x), voxel, params.centre)
 
 
 _MOST_VOXELS = 10**11
@@ -239,7 +241,7 @@ class _Sections:
 def _draw(name: str, series: TiltSeries, sections: _Sections, folder: Path, voxel: float) -> list[str]:
     from verglas.figures.tilt_series import draw_geometry, draw_power_spectra, draw_views
     from verglas.figures.tomogram import draw_orthogonal_slices
-    from verglas.io.images import read_image
+    from verglas.io.mrc import read_image
 
     paths = {kind: f"figures/{name}_{kind}.png" for kind in _CAPTIONS}
     draw_orthogonal_slices(sections.xy, sections.xz, sections.yz, voxel, folder / paths["slices"], title=name)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from verglas import __version__
 from verglas.errors import UserError
 from verglas.exec import Outcome, choose_worker_device, format_duration, open_progress, run_items, take_shard
-from verglas.files import check_exists, check_inside, check_name
+from verglas.files import check_inside, check_name
 from verglas.jobs import (
     ItemRecord,
     JobFolder,
@@ -437,6 +437,6 @@ def _finish(step: Step[P], params: P, folder: JobFolder, run: RunRecord, report:
             return report
         summary = step.summarise(results, params, folder.path)
         for name in [*summary.tables, *(figure.path for figure in summary.figures)]:
-            check_exists(check_inside(folder.path, name), "output")
+            check_inside(folder.path, name).stat()
         write_json(folder.summary, asdict(summary))
     return replace(report, summary=summary)

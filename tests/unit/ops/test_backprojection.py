@@ -76,7 +76,11 @@ def test_resampling_restores_the_pixels_it_was_made_from() -> None:
     [
         (torch.zeros(2, 3, 2, 9), torch.zeros(3, 6, dtype=torch.float64), torch.zeros(2, 2, 2)),
         (torch.zeros(2, 3, 2, 9), torch.zeros(2, 6), torch.zeros(2, 2, 2)),
-        (torch.zeros(2, 9, 2, 3).transpose(1, 3), torch.zeros(2, 6, dtype=torch.float64), torch.zeros(2, 2, 2)),
+        (
+            torch.zeros(2, 9, 2, 3).transpose(1, 3),
+            torch.zeros(2, 6, dtype=torch.float64),
+            torch.zeros(2, 2, 2),
+        ),
     ],
 )
 def test_bad_rows_are_refused(rows: torch.Tensor, shears: torch.Tensor, volume: torch.Tensor) -> None:
@@ -121,5 +125,5 @@ def test_steep_views_are_refused() -> None:
         pixel_size_angstrom=(1.0, 1.0),
         centre_pixel=(4, 4),
     )
-    with pytest.raises(ValueError, match="85.0"):
+    with pytest.raises(ValueError, match="85"):
         backproject(torch.zeros(1, 8, 8), frames, VoxelGrid((4, 8, 8), 1.0))

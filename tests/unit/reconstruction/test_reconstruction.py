@@ -23,14 +23,17 @@ class Blobs:
 
     def __init__(self, sigma: float = 0.45 * PIXEL, count: int = 200) -> None:
         generator = np.random.default_rng(1)
-        self.positions = generator.uniform(-1, 1, (count, 3)) * np.array([0.3 * SIZE, 0.3 * SIZE, 0.35 * DEPTH]) * PIXEL
+        self.positions = (
+            generator.uniform(-1, 1, (count, 3)) * np.array([0.3 * SIZE, 0.3 * SIZE, 0.35 * DEPTH]) * PIXEL
+        )
         self.weights = generator.normal(size=count)
         self.sigma = sigma
 
     def density(self, shape: tuple[int, int, int], voxel: float = PIXEL) -> FloatArray:
         axes = [(np.arange(n) - n // 2) * voxel for n in shape]
         z, y, x = (
-            np.exp(-((axis - self.positions[:, 2 - i, None]) ** 2) / (2 * self.sigma**2)) for i, axis in enumerate(axes)
+            np.exp(-((axis - self.positions[:, 2 - i, None]) ** 2) / (2 * self.sigma**2))
+            for i, axis in enumerate(axes)
         )
         scale = voxel**3 / (2 * np.pi * self.sigma**2) ** 1.5
         return np.einsum("p,pz,py,px->zyx", self.weights, z, y, x, optimize=True) * scale
@@ -51,7 +54,9 @@ class Blobs:
         return np.einsum("p,py,px->yx", self.weights, gy, gx) * pixel**2 / (2 * np.pi * self.sigma**2)
 
 
-def make_series(step: float = 2.0, shape: tuple[int, int] = (SIZE, SIZE), pixel: float = PIXEL, **changes: object) -> TiltSeries:
+def make_series(
+    step: float = 2.0, shape: tuple[int, int] = (SIZE, SIZE), pixel: float = PIXEL, **changes: object
+) -> TiltSeries:
     tilts = np.arange(-60, 60 + step / 2, step)
     images = tuple(ImageReference("stack.mrc", i) for i in range(len(tilts)))
     series = TiltSeries("TS", Optics(pixel), shape, images, tilts)
@@ -92,7 +97,11 @@ GRID = VoxelGrid((DEPTH, SIZE, SIZE), PIXEL)
     "changes",
     [
         {},
-        {"z_rot_deg": np.float64(-4.3), "x_shift_angstrom": np.float64(23), "y_shift_angstrom": np.float64(-41)},
+        {
+            "z_rot_deg": np.float64(-4.3),
+            "x_shift_angstrom": np.float64(23),
+            "y_shift_angstrom": np.float64(-41),
+        },
         {"z_rot_deg": np.float64(85.0)},
         {"magnification": np.array([[1.01, 0.004], [-0.003, 0.99]])},
     ],
@@ -132,7 +141,10 @@ def test_x_tilt_is_followed() -> None:
         ("mirrored axis", lambda s: replace(s, z_rot_deg=-s.z_rot_deg)),
         ("wrong sign of tilt", lambda s: replace(s, y_tilt_deg=-s.y_tilt_deg)),
         ("half a pixel", lambda s: replace(s, x_shift_angstrom=s.x_shift_angstrom + PIXEL / 2)),
-        ("half a pixel along the axis", lambda s: replace(s, y_shift_angstrom=s.y_shift_angstrom + PIXEL / 2)),
+        (
+            "half a pixel along the axis",
+            lambda s: replace(s, y_shift_angstrom=s.y_shift_angstrom + PIXEL / 2),
+        ),
         ("shifts with the wrong sign", lambda s: replace(s, x_shift_angstrom=-s.x_shift_angstrom)),
     ],
 )
@@ -192,8 +204,8 @@ def test_halves_add_up_to_the_whole() -> None:
     frames = make_frames(series, PIXEL)
     odd, even = split_views(len(series))
     assert sorted([*odd.tolist(), *even.tolist()]) == list(range(len(series)))
-    whole = [b for _, b in reconstruct_blocks(filtered, frames, GRID, [torch.arange(len(series))])][0][0]
-    halves = [b for _, b in reconstruct_blocks(filtered, frames, GRID, [odd, even])][0]
+    _, (whole,) = next(reconstruct_blocks(filtered, frames, GRID, [torch.arange(len(series))]))
+    _, halves = next(reconstruct_blocks(filtered, frames, GRID, [odd, even]))
     torch.testing.assert_close(halves[0] + halves[1], whole[:, : halves[0].shape[1]], rtol=1e-4, atol=1e-5)
 
 
@@ -228,7 +240,7 @@ def test_phases_flip_with_each_places_own_defocus() -> None:
     view = np.fft.irfft2(np.fft.rfft2(point) * ctf_by_hand(frequency, defocus))
     images = [torch.zeros(size, size), torch.from_numpy(view.astype(np.float32))]
     flipped = filter_views(iter(images), series, pixel, ViewFilter(normalise=False, ctf="flip"))[1]
-    at_axis = replace(series, y_tilt_deg=np.zeros(2) + [-1e-6, 1e-6])
+    at_axis = replace(series, y_tilt_deg=np.array([-1e-6, 1e-6]))
     unaware = filter_views(iter(images), at_axis, pixel, ViewFilter(normalise=False, ctf="flip"))[1]
     # All phases zero: the point's height is the sum of all amplitudes, the largest that it can be.
     row, column = size // 2, size // 2 + 170

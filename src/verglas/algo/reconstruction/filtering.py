@@ -172,10 +172,11 @@ def _view_weights(
         weights = weights * exposure_filter(
             (shape[0], shape[1]),
             frames.pixel_size_angstrom[0],
-            float(series.pre_exposure_e_per_a2[view]),
+            torch.tensor(series.pre_exposure_e_per_a2[view], dtype=torch.float32),
             series.optics.voltage_kv,
         )
-    return weights / spline_response(fy, fx)
+    response: Tensor = spline_response(fy, fx)
+    return weights / response
 
 
 def _apply_ctf(
@@ -193,9 +194,9 @@ def _apply_ctf(
     next to its own, so that no seam is left.
     """
     if options.ctf == "none":
-        return torch.fft.irfft2(transform, s=tuple(shape))
-    mean_defocus = float(series.mean_defocus_angstrom[view])
-    if not math.isfinite(mean_defocus):
+        plain: Tensor = torch.fft.irfft2(transform, s=tuple(shape))
+        return plain
+    if not math.isfinite(series.mean_defocus_angstrom[view]):
         raise UserError(
             f"view {view + 1} of {series.name!r} has no defocus; expected one for `ctf` {options.ctf!r}"
         )
@@ -208,17 +209,19 @@ def _apply_ctf(
         ctf = ctf_2d(
             (shape[0], shape[1]),
             frames.pixel_size_angstrom[0],
-            defocus_u_angstrom=float(series.defocus_u_angstrom[view]) + centre,
-            defocus_v_angstrom=float(series.defocus_v_angstrom[view]) + centre,
-            defocus_angle_deg=float(series.defocus_angle_deg[view]),
+            defocus_u_angstrom=torch.tensor(series.defocus_u_angstrom[view] + centre, dtype=torch.float32),
+            defocus_v_angstrom=torch.tensor(series.defocus_v_angstrom[view] + centre, dtype=torch.float32),
+            defocus_angle_deg=torch.tensor(series.defocus_angle_deg[view], dtype=torch.float32),
             voltage_kv=series.optics.voltage_kv,
             cs_mm=series.optics.cs_mm,
             amplitude_contrast=series.optics.amplitude_contrast,
             phase_shift_deg=float(series.phase_shift_deg[view]),
         )
         weights = ctf if options.ctf == "multiply" else ctf.sign()
-        share = 1.0 if len(centres) == 1 else (1 - (offsets - centre).abs() / (centres[1] - centres[0])).clamp(min=0)
-        result += share * torch.fft.irfft2(transform * weights, s=tuple(shape))
+        strip = torch.fft.irfft2(transform * weights, s=tuple(shape))
+        if len(centres) > 1:
+            strip *= (1 - (offsets - centre).abs() / (centres[1] - centres[0])).clamp(min=0)
+        result += strip
     return result
 
 
@@ -236,7 +239,8 @@ def _defocus_offsets(shape: torch.Size, view: int, series: TiltSeries, frames: V
     # The extended image continues before pixel 0 at its far end; those pixels are cropped, so they may take
     # any defocus within the range.
     height, width = (
-        round(series.image_shape[i] * series.pixel_size_angstrom / frames.pixel_size_angstrom[1 - i]) for i in (0, 1)
+        round(series.image_shape[i] * series.pixel_size_angstrom / frames.pixel_size_angstrom[1 - i])
+        for i in (0, 1)
     )
     y, x = y.clamp(max=height - 1), x.clamp(max=width - 1)
     pixel_x, pixel_y = frames.pixel_size_angstrom
@@ -251,4 +255,4 @@ def _defocus_offsets(shape: torch.Size, view: int, series: TiltSeries, frames: V
     # s = x cos + q sin and depth = q cos - x sin follows:
     q = w * x_tilt.tan()
     depth = q / tilt.cos() - s * tilt.tan()
-    return (series.hand * depth).to(torch.float32)
+    return torch.as_tensor(series.hand * depth, dtype=torch.float32)

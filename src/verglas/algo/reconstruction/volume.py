@@ -44,5 +44,5 @@ def reconstruct_blocks(
 
 
 def split_views(count: int) -> tuple[Tensor, Tensor]:
-    """Indices of every other view, first and second half, for half tomograms."""
+    """Return the indices of every other view, from the first and from the second, for half tomograms."""
     return torch.arange(0, count, 2), torch.arange(1, count, 2)

@@ -1,6 +1,8 @@
 """The Triton kernel of `verglas.ops.kernels.backproject`; imported only where Triton is installed."""
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc"
+# Triton reads the kernel as its own language, without annotations.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="no-untyped-def,untyped-decorator,misc,attr-defined"
 
 import torch
 import triton
@@ -54,6 +56,6 @@ def _kernel(
             v_weight = v_fraction if corner // 2 == 1 else 1.0 - v_fraction
             k_weight = k_fraction if corner % 2 == 1 else 1.0 - k_fraction
             valid = inside & (row >= 0) & (row < v_size) & (column >= 0) & (column < k_size)
-            source = ((t.to(tl.int64) * v_size + row) * phases + phase) * k_size + column
+            source = ((tl.cast(t, tl.int64) * v_size + row) * phases + phase) * k_size + column
             total += v_weight * k_weight * tl.load(rows + source, mask=valid, other=0.0)
     tl.store(volume + place, total, mask=inside)

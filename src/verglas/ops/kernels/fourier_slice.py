@@ -1,11 +1,13 @@
 """Central slices read from, and added to, a Fourier volume with trilinear weights.
 
-The volume is the half transform of a cube of even size N, origin at index 0. A slice is the half transform of an
-n x n image; its pixel (kx, ky) lies in the volume at N / n · Rᵀ (kx, ky, 0), since R takes the reference frame to
-the frame in which the beam is z. Pixels at or beyond Nyquist are left out: there a rotated slice has no partner.
-Each pixel of a half transform stands for itself and its Friedel mate, so the column kx = 0, which holds both,
-counts half when it is added.
+The volume is the half transform of a cube of even size N, origin at index 0. A slice is the half transform
+of an n x n image; its pixel (kx, ky) lies in the volume at N / n · Rᵀ (kx, ky, 0), since R takes the
+reference frame to the frame in which the beam is z. Pixels at or beyond Nyquist are left out: there a rotated
+slice has no partner. Each pixel of a half transform stands for itself and its Friedel mate, so the column
+kx = 0, which holds both, counts half when it is added.
 """
+
+# ruff: noqa: ANN001, ANN202 -- numba infers the types of kernels
 
 from typing import Any, no_type_check
 
@@ -102,7 +104,7 @@ def insert_reference(
 
 
 def _places(rotations: Tensor, size: int, volume_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the pixels lie in the half volume, `(s, n, n // 2 + 1, 3)` xyz, which are conjugated, which count."""
+    """Where pixels lie in the half volume, `(s, n, n // 2 + 1, 3)` xyz; which are conjugated; which count."""
     options: Any = {"dtype": rotations.dtype, "device": rotations.device}
     ky = torch.fft.fftfreq(size, 1 / size, **options)[:, None]
     kx = torch.fft.rfftfreq(size, 1 / size, **options)

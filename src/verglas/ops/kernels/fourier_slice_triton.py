@@ -1,5 +1,7 @@
 """The CUDA kernels of `fourier_slice`; importing this needs Triton. Float32 only."""
 
+# ruff: noqa: ANN001, ANN202 -- Triton infers the types of kernels
+
 from typing import no_type_check
 
 import torch

@@ -1,0 +1,1 @@
+"""Tilt series before and during alignment: which views are good, in which order they came, how they lie."""

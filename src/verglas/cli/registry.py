@@ -1,0 +1,83 @@
+"""Which commands there are, and where they live. Nothing here is imported before it is called."""
+
+from dataclasses import dataclass
+
+FRAMES = "Frames"
+TILT_SERIES = "Tilt series"
+SUBTOMOGRAMS = "Subtomograms"
+SUBTRACTION = "Subtraction"
+WHOLE = "Whole"
+
+GROUPS = (FRAMES, TILT_SERIES, SUBTOMOGRAMS, SUBTRACTION, WHOLE)
+
+
+@dataclass(frozen=True)
+class StepCommand:
+    """A command that runs a step.
+
+    Parameters
+    ----------
+    name
+        What the user types.
+    step
+        Dotted path of the `Step` object.
+    group
+        One of `GROUPS`.
+    help
+        One line for `verglas --help`.
+    """
+
+    name: str
+    step: str
+    group: str
+    help: str
+
+
+@dataclass(frozen=True)
+class PlainCommand:
+    """A command of its own.
+
+    Parameters
+    ----------
+    name
+        What the user types.
+    function
+        `module:function`, as cyclopts imports it.
+    group
+        One of `GROUPS`.
+    help
+        One line for `verglas --help`.
+    """
+
+    name: str
+    function: str
+    group: str
+    help: str
+
+
+STEPS = (
+    StepCommand(
+        "import",
+        "verglas.steps.import_series.IMPORT_STEP",
+        TILT_SERIES,
+        "Import tilt series with the alignment that other programs found.",
+    ),
+    StepCommand(
+        "stack",
+        "verglas.steps.stack.STACK_STEP",
+        TILT_SERIES,
+        "Stack tilt series from SerialEM's mdocs and images.",
+    ),
+    StepCommand(
+        "reconstruct",
+        "verglas.steps.reconstruct.RECONSTRUCT_STEP",
+        TILT_SERIES,
+        "Reconstruct tomograms from aligned tilt series.",
+    ),
+)
+
+COMMANDS = (
+    PlainCommand("report", "verglas.cli.commands.report:report", WHOLE, "Rebuild the report of job folders."),
+    PlainCommand("doctor", "verglas.cli.commands.doctor:doctor", WHOLE, "Show what this machine offers."),
+    PlainCommand("bench", "verglas.cli.commands.bench:bench", WHOLE, "Measure speed and correctness."),
+)

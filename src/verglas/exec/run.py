@@ -1,0 +1,120 @@
+"""Run a function over items, serially or in processes."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from verglas.errors import UserError, VerglasError
+from verglas.exec.threads import limit_threads
+
+T = TypeVar("T")
+
+WORKER_VARIABLE = "VERGLAS_WORKER"
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one item went.
+
+    Parameters
+    ----------
+    name
+        Of the item.
+    value
+        What the function returned; none when it raised.
+    error
+        One sentence on why it failed, else empty.
+    traceback
+        Where a bug showed, else empty.
+    seconds
+        Wall time.
+    """
+
+    name: str
+    value: Any = None
+    error: str = ""
+    traceback: str = ""
+    seconds: float = 0.0
+
+
+def run_items(
+    function: Callable[[T], Any], items: Mapping[str, T], *, workers: int = 1, threads: int = 1
+) -> Generator[Outcome]:
+    """Run `function` on every item and yield the outcomes as they come.
+
+    An exception ends its item alone. An item whose worker is killed is tried once more, alone. The workers
+    end with this process, however it ends.
+
+    Parameters
+    ----------
+    function
+        Must live at the top of a module when there are several workers.
+    items
+        What it is called with, by name. Small: it travels to the worker.
+    workers
+        Processes; with one, everything runs in this process.
+    threads
+        Threads of each worker.
+    """
+    if workers > 1 and items:
+        # distributed takes half a second to load, which a serial run need not wait for.
+        from verglas.exec.local import run_in_processes
+
+        yield from run_in_processes(function, items, workers=min(workers, len(items)), threads=threads)
+        return
+    with limit_threads(threads):
+        for name, item in items.items():
+            yield guard(function, name, item)
+
+
+def guard(function: Callable[[T], Any], name: str, item: T) -> Outcome:
+    """Call `function` and turn what it raises into an outcome."""
+    started = time.perf_counter()
+    try:
+        value = function(item)
+    except Exception as error:
+        # Where it was raised matters for a bug; in an error that the user can mend it hides the sentence.
+        on_purpose = isinstance(error, VerglasError)
+        told = str(error) if on_purpose else f"{type(error).__name__}: {error}"
+        return Outcome(
+            name,
+            error=" ".join(told.split()),
+            traceback="" if on_purpose else traceback.format_exc(),
+            seconds=time.perf_counter() - started,
+        )
+    return Outcome(name, value, seconds=time.perf_counter() - started)
+
+
+def choose_worker_device(device: str) -> str:
+    """Deal `auto` and `cuda` out over the GPUs by the worker that asks; other names stay as they are."""
+    worker = os.environ.get(WORKER_VARIABLE)
+    if worker is None or device not in {"auto", "cuda"}:
+        return device
+    # torch takes seconds to load, and many steps do without it.
+    if not any(Path(driver).exists() for driver in _GPU_DRIVERS):
+        return device
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{int(worker) % count}" if count else device
+
+
+def take_shard(names: Sequence[str], shard: tuple[int, int] | None) -> list[str]:
+    """Every n-th name of the sorted list, from the i-th on, for the shard `(i, n)` counted from 1.
+
+    Raises
+    ------
+    UserError
+        When the shard is not one of its n.
+    """
+    if shard is None:
+        return sorted(names)
+    index, count = shard
+    if not 1 <= index <= count:
+        raise UserError(f"`shard` must be i/n with 1 <= i <= n; got {index}/{count}")
+    return sorted(names)[index - 1 :: count]

@@ -1,0 +1,484 @@
+"""MRC files: images, stacks and volumes, read and written piece by piece.
+
+Files are written with plain writes in the order of their sections, so that a volume larger than memory passes
+through in the size of its pieces. The same data give the same bytes: there is no time stamp.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader, BufferedWriter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from verglas.errors import FileFormatError, UserError
+from verglas.files import atomic_path
+from verglas.io.mrc_header import HEADER_BYTES, MrcHeader, encode_text, make_header, read_mrc_header
+from verglas.model import ImageReference
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+__all__ = [
+    "MrcHeader",
+    "MrcWriter",
+    "check_finite",
+    "create_mrc",
+    "open_mrc",
+    "read_image",
+    "read_images",
+    "read_mrc",
+    "read_mrc_header",
+    "read_sections",
+    "write_mrc",
+]
+
+# Conversion and statistics go through pieces of this many values, small enough for the processor's cache.
+_BLOCK = 1 << 17
+_CHUNK_BYTES = 1 << 26
+
+
+def open_mrc(path: Path | str) -> Array:
+    """Map a file into memory, read-only.
+
+    Returns
+    -------
+    ndarray
+        `(n, y, x)` in the data type and the byte order of the file.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_mrc_header`.
+    """
+    header = read_mrc_header(path)
+    return np.memmap(path, header.dtype, "r", header.data_offset, header.shape)
+
+
+def read_mrc(path: Path | str, dtype: npt.DTypeLike | None = np.float32) -> Array:
+    """Read a whole file.
+
+    Parameters
+    ----------
+    path
+        The MRC file.
+    dtype
+        Data type of the result; None is that of the file.
+
+    Returns
+    -------
+    ndarray
+        `(n, y, x)`.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_mrc_header`, and when the data cannot be of that type (complex as
+        real, float as integer).
+    """
+    return read_sections(path, read_mrc_header(path), dtype=dtype)
+
+
+def read_sections(
+    path: Path | str,
+    header: MrcHeader,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    dtype: npt.DTypeLike | None = None,
+) -> Array:
+    """Read sections `start` to `stop` (not included) of a file whose header is known.
+
+    Parameters
+    ----------
+    path
+        The MRC file.
+    header
+        Its header, from :func:`read_mrc_header`.
+    start, stop
+        Range of sections; None is the end.
+    dtype
+        Data type of the result; None is that of the file.
+
+    Returns
+    -------
+    ndarray
+        `(stop - start, y, x)` in the byte order of the machine.
+    """
+    count, *section = header.shape
+    stop = count if stop is None else stop
+    if not 0 <= start <= stop <= count:
+        raise UserError(f"sections {start} to {stop} are outside the {count} of MRC file {str(path)!r}")
+    wanted = header.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
+    if not np.can_cast(header.dtype, wanted, "same_kind"):
+        raise UserError(
+            f"MRC file {str(path)!r} holds {header.dtype.name}, which cannot be read as {wanted.name}"
+        )
+    result = np.empty((stop - start, *section), wanted)
+    section_bytes = math.prod(section) * header.dtype.itemsize
+    with Path(path).open("rb") as file:
+        file.seek(header.data_offset + start * section_bytes)
+        if header.dtype == wanted:
+            _read_into(file, result)
+            return result
+        flat = result.reshape(-1)
+        buffer = np.empty(min(_CHUNK_BYTES // header.dtype.itemsize, flat.size), header.dtype)
+        for first in range(0, flat.size, max(buffer.size, 1)):
+            piece = buffer[: flat.size - first]
+            _read_into(file, piece)
+            flat[first : first + piece.size] = piece
+    return result
+
+
+def _read_into(file: BufferedReader, array: Array) -> None:
+    view = array.reshape(-1).view(np.uint8).data
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise FileFormatError(f"MRC file {file.name!r} was cut short while it was read")
+        view = view[count:]
+
+
+def read_image(image: ImageReference) -> FloatArray:
+    """Read one image.
+
+    Returns
+    -------
+    ndarray
+        `(y, x)` float32.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_mrc_header`; when the section is not in the file; when the reference names no section
+        and the file holds several.
+    """
+    result: FloatArray = read_images([image])[0]
+    return result
+
+
+def read_images(images: Sequence[ImageReference]) -> FloatArray:
+    """Read images of one size, each run of following sections of a file in one go.
+
+    Returns
+    -------
+    ndarray
+        `(n, y, x)` float32, in the order asked for.
+
+    Raises
+    ------
+    UserError
+        As :func:`read_image`; when there are no images, or their sizes differ.
+    """
+    if not images:
+        raise UserError("no images to read; expected at least one")
+    headers = {path: read_mrc_header(path) for path in dict.fromkeys(image.path for image in images)}
+    sections = [_check_section(image, headers[image.path]) for image in images]
+    first = images[0].path
+    shape = headers[first].shape[1:]
+    for path, header in headers.items():
+        if header.shape[1:] != shape:
+            raise UserError(
+                f"images must have one size; {str(first)!r} has (y, x) = {shape}, "
+                f"{str(path)!r} has {header.shape[1:]}"
+            )
+    result = np.empty((len(images), *shape), np.float32)
+    start = 0
+    for end in range(1, len(images) + 1):
+        follows = (
+            end < len(images)
+            and images[end].path == images[start].path
+            and sections[end] == sections[end - 1] + 1
+        )
+        if not follows:
+            path, section = images[start].path, sections[start]
+            result[start:end] = read_sections(
+                path, headers[path], section, section + end - start, dtype=np.float32
+            )
+            start = end
+    return result
+
+
+def _check_section(image: ImageReference, header: MrcHeader) -> int:
+    count = header.shape[0]
+    if image.section is None and count > 1:
+        raise UserError(
+            f"MRC file {str(image.path)!r} holds {count} sections; expected one image or a section"
+        )
+    section = image.section or 0
+    if not 0 <= section < count:
+        raise UserError(f"section {section + 1} is not in MRC file {str(image.path)!r}, which holds {count}")
+    return section
+
+
+def check_finite(array: Array, what: str) -> Array:
+    """Return `array` when all its values are finite.
+
+    Parameters
+    ----------
+    array
+        `(...)` of any type.
+    what
+        Names it in the message, for example the path of its file.
+
+    Raises
+    ------
+    UserError
+        With the number of values that are not, and the first of them.
+    """
+    finite = np.isfinite(array)
+    if not finite.all():
+        place = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), finite.shape))
+        count = finite.size - int(np.count_nonzero(finite))
+        raise UserError(
+            f"{what} holds {count} of {finite.size} values that are not finite, the first at {place}; "
+            "expected finite numbers"
+        )
+    return array
+
+
+class MrcWriter:
+    """Writes one file, its sections or its rows in their order; made by :func:`create_mrc`."""
+
+    def __init__(self, file: BufferedWriter, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> None:
+        self._file = file
+        self._start = file.tell()
+        self._shape = shape
+        self._dtype = dtype
+        self._statistics = _Statistics()
+        self._written = 0
+        self._rows_written = 0
+
+    def write(self, sections: npt.ArrayLike) -> None:
+        """Append sections.
+
+        Parameters
+        ----------
+        sections
+            `(k, y, x)`, or `(y, x)` for one. They are converted to the file's data type, floats to the
+            nearest integer where that is an integer, and never scaled.
+
+        Raises
+        ------
+        ValueError
+            When their size is not that of the file, or there are more than it was made for.
+        UserError
+            When a value does not fit in the file's data type.
+        """
+        array = np.asarray(sections)
+        array = array[None] if array.ndim == 2 else array
+        if self._rows_written:
+            raise ValueError("the file was begun with rows; expected rows to its end")
+        if array.ndim != 3 or array.shape[1:] != self._shape[1:]:
+            raise ValueError(
+                f"`sections` must be (..., {self._shape[1]}, {self._shape[2]}); got {array.shape}"
+            )
+        if self._written + len(array) > self._shape[0]:
+            raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written + len(array)}")
+        for section in array:
+            converted = _convert(section, self._dtype)
+            self._statistics.add(converted)
+            self._file.write(converted.reshape(-1).view(np.uint8).data)
+        self._written += len(array)
+
+    def write_rows(self, block: npt.ArrayLike) -> None:
+        """Write the next rows of every section, for volumes that are made a slab along y at a time.
+
+        Parameters
+        ----------
+        block
+            `(z, k, x)`, all sections; converted as by :meth:`write`.
+
+        Raises
+        ------
+        ValueError
+            When its size is not that of the file, there are more rows than it takes, or whole sections were
+            written before.
+        UserError
+            When a value does not fit in the file's data type.
+        """
+        array = np.asarray(block)
+        z, y, x = self._shape
+        rows = array.shape[1] if array.ndim == 3 else 0
+        if self._written or array.shape != (z, rows, x) or self._rows_written + rows > y:
+            raise ValueError(
+                f"`block` must be ({z}, up to {y - self._rows_written} rows, {x}) of a file without whole sections; "
+                f"got {array.shape}"
+            )
+        row_bytes = x * self._dtype.itemsize
+        for index, part in enumerate(array):
+            converted = _convert(part, self._dtype)
+            self._statistics.add(converted)
+            self._file.seek(self._start + (index * y + self._rows_written) * row_bytes)
+            self._file.write(converted.reshape(-1).view(np.uint8).data)
+        self._rows_written += rows
+
+    def finish(self) -> tuple[float, float, float, float]:
+        """Return minimum, maximum, mean and deviation; raise ValueError when sections or rows are missing."""
+        if self._rows_written:
+            if self._rows_written != self._shape[1]:
+                raise ValueError(f"the file takes {self._shape[1]} rows; got {self._rows_written}")
+        elif self._written != self._shape[0]:
+            raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written}")
+        return self._statistics.values()
+
+
+class _Statistics:
+    """Running minimum, maximum, mean and deviation in double precision.
+
+    Pieces are merged as in Chan, Golub & LeVeque, *Am. Stat.* 37, 242 (1983), which does not cancel.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0
+        self.minimum, self.maximum = math.inf, -math.inf
+        self.known = True
+
+    def add(self, array: Array) -> None:
+        self.known = self.known and array.dtype.kind != "c"
+        flat = array.reshape(-1)
+        for start in range(0, flat.size if self.known else 0, _BLOCK):
+            block = flat[start : start + _BLOCK].astype(np.float64)
+            low, high = float(block.min()), float(block.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                self.known = False
+                return
+            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+            mean = float(block.mean())
+            block -= mean
+            total = self.count + block.size
+            step = mean - self.mean
+            self.squares += (
+                float(np.square(block, out=block).sum()) + step**2 * self.count * block.size / total
+            )
+            self.mean += step * block.size / total
+            self.count = total
+
+    def values(self) -> tuple[float, float, float, float]:
+        """Return the four numbers, or MRC2014's way to say that they are not determined."""
+        if not self.known:
+            return 0.0, -1.0, -2.0, -1.0
+        return self.minimum, self.maximum, self.mean, math.sqrt(self.squares / self.count)
+
+
+def _convert(array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array` in another type, contiguous, with every value kept as well as the type can."""
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind == "c" and dtype.kind != "c":
+        raise UserError(f"complex data cannot be written as {dtype.name}; expected complex64")
+    source = np.rint(array) if array.dtype.kind == "f" and dtype.kind in "iu" else array
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        inside = (source >= limits.min) & (source <= limits.max)
+        if not inside.all():
+            value = source.reshape(-1)[int(np.argmin(inside))]
+            raise UserError(
+                f"value {value} does not fit in {dtype.name}; expected {limits.min} to {limits.max}"
+            )
+        return np.ascontiguousarray(source.astype(dtype))
+    with np.errstate(over="ignore"):
+        result = np.ascontiguousarray(source.astype(dtype))
+    if np.count_nonzero(np.isfinite(result)) != np.count_nonzero(np.isfinite(source)):
+        largest = np.abs(source[np.isfinite(source)]).max()
+        raise UserError(
+            f"value {largest:g} does not fit in {dtype.name}; expected up to {np.finfo(dtype).max:g}"
+        )
+    return result
+
+
+@contextmanager
+def create_mrc(
+    path: Path | str,
+    shape: Sequence[int],
+    *,
+    voxel_size_angstrom: float,
+    dtype: npt.DTypeLike | None = None,
+    is_stack: bool = False,
+    origin_angstrom: Sequence[float] = (0.0, 0.0, 0.0),
+    label: str = "verglas",
+    extended: bytes = b"",
+    exttyp: str = "",
+) -> Iterator[MrcWriter]:
+    """Write a file section by section; it appears whole when the block ends, or not at all.
+
+    Parameters
+    ----------
+    path
+        The MRC file.
+    shape
+        `(z, y, x)`, `(n, y, x)`, or `(y, x)` for one image.
+    voxel_size_angstrom
+        Side of a voxel, Å.
+    dtype
+        float32 (also None), float16 (mode 12), int8, int16, uint16 or complex64. RELION 3.1 knows no float16
+        and takes uint16 above 32767 for negative.
+    is_stack
+        Whether the sections are images; a single image always is one.
+    origin_angstrom
+        xyz for the header's `origin`, Å.
+    label
+        Text for the first label, up to 80 ASCII characters.
+    extended, exttyp
+        Bytes of an extended header and the four letters that name its kind.
+
+    Raises
+    ------
+    UserError
+        When a parameter cannot stand in a header.
+    ValueError
+        When the block wrote fewer sections than `shape` says.
+    """
+    is_stack = is_stack or len(shape) == 2
+    sizes = _check_shape(shape)
+    kind = np.dtype(np.float32 if dtype is None else dtype)
+    header = make_header(sizes, kind, voxel_size_angstrom, origin_angstrom, is_stack=is_stack)
+    header["nsymbt"] = len(extended)
+    header["exttyp"] = encode_text(exttyp, 4, "exttyp")
+    header["nlabl"] = 1
+    header["label"][0] = encode_text(label, 80, "label").ljust(80)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(bytes(HEADER_BYTES) + extended)
+        writer = MrcWriter(file, sizes, kind.newbyteorder("<"))
+        yield writer
+        header["dmin"], header["dmax"], header["dmean"], header["rms"] = writer.finish()
+        file.seek(0)
+        file.write(header.tobytes())
+
+
+def write_mrc(
+    path: Path | str,
+    data: npt.ArrayLike,
+    *,
+    voxel_size_angstrom: float,
+    is_stack: bool = False,
+    origin_angstrom: Sequence[float] = (0.0, 0.0, 0.0),
+    dtype: npt.DTypeLike | None = None,
+    label: str = "verglas",
+    extended: bytes = b"",
+    exttyp: str = "",
+) -> None:
+    """Write `data`, `(y, x)`, `(n, y, x)` or `(z, y, x)`, as one file; see :func:`create_mrc`."""
+    array = np.asarray(data)
+    with create_mrc(
+        path,
+        array.shape,
+        voxel_size_angstrom=voxel_size_angstrom,
+        dtype=dtype,
+        is_stack=is_stack,
+        origin_angstrom=origin_angstrom,
+        label=label,
+        extended=extended,
+        exttyp=exttyp,
+    ) as writer:
+        writer.write(array)
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    sizes = (1, *shape) if len(shape) == 2 else tuple(shape)
+    if len(sizes) != 3 or not all(1 <= size < 2**31 for size in sizes):
+        raise UserError(f"`shape` of an MRC file must be two or three positive sizes; got {tuple(shape)}")
+    return int(sizes[0]), int(sizes[1]), int(sizes[2])

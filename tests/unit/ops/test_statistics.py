@@ -1,0 +1,199 @@
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, stats
+
+from verglas.errors import UserError
+from verglas.ops import statistics
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(8, 9), (7, 9)])
+def test_median_and_mad_are_scipys(shape):
+    values = normal(2, 3, *shape)
+    centre, sd = statistics.robust_mean_sd(values)
+    flat = values.numpy().reshape(2, 3, -1)
+    np.testing.assert_allclose(centre, np.median(flat, axis=-1))
+    np.testing.assert_allclose(sd, stats.median_abs_deviation(flat, axis=-1, scale="normal"), rtol=1e-7)
+    volume, _ = statistics.robust_mean_sd(values, dims=3)
+    assert volume.shape == (2,)
+
+
+def test_outliers_do_not_move_robust_statistics():
+    values = 5 + 2 * normal(200, 200, dtype=torch.float32)
+    values[:20] = 1e6
+    centre, sd = statistics.robust_mean_sd(values)
+    assert float(centre) == pytest.approx(5, abs=0.4)
+    assert float(sd) == pytest.approx(2, abs=0.4)
+    clipped = statistics.clip_outliers(values, 3.0)
+    assert float(clipped.max()) == pytest.approx(float(centre + 3 * sd))
+    torch.testing.assert_close(
+        clipped[50:], values[50:].clamp(float(centre - 3 * sd), float(centre + 3 * sd))
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2])
+def test_winsorising_is_scipys(fraction):
+    values = normal(3, 12, 13)
+    ours = statistics.winsorise(values, fraction)
+    theirs = [np.asarray(stats.mstats.winsorize(image.numpy().ravel(), fraction)) for image in values]
+    np.testing.assert_allclose(ours.reshape(3, -1), np.stack(theirs))
+
+
+@pytest.mark.parametrize(("shape", "size"), [((15, 18), 5), ((6, 7, 8), 3), ((9, 9), 25)])
+def test_local_statistics_in_a_box(shape, size):
+    values = 1000 + normal(*shape)
+    dims = len(shape)
+    mean, sd = statistics.local_mean_sd(values, float(size), dims=dims)
+    padded = np.full([n + 2 * size for n in shape], np.nan)
+    padded[tuple(slice(size, size + n) for n in shape)] = values.numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size,) * dims)
+    first = size - size // 2
+    windows = windows[tuple(slice(first, first + n) for n in shape)].reshape(*shape, -1)
+    np.testing.assert_allclose(mean, np.nanmean(windows, axis=-1))
+    np.testing.assert_allclose(sd, np.nanstd(windows, axis=-1), atol=1e-9)
+
+
+def test_local_statistics_under_a_gaussian():
+    values = normal(2, 20, 30)
+    mean, sd = statistics.local_mean_sd(values, 2.0, "gaussian")
+    for image, m, s in zip(values.numpy(), mean, sd, strict=True):
+        mass = ndimage.gaussian_filter(np.ones_like(image), 2.0, mode="constant")
+        expected = ndimage.gaussian_filter(image, 2.0, mode="constant") / mass
+        square = ndimage.gaussian_filter(image**2, 2.0, mode="constant") / mass
+        np.testing.assert_allclose(m, expected, atol=1e-10)
+        np.testing.assert_allclose(s, np.sqrt(square - expected**2), atol=1e-9)
+
+
+def test_local_statistics_of_what_has_weight():
+    values = normal(12, 12)
+    weights = torch.zeros(12, 12)
+    weights[:, :4] = 1
+    mean, sd = statistics.local_mean_sd(values, 3.0, weights=weights)
+    torch.testing.assert_close(mean[5, 4], values[4:7, 3].mean())
+    torch.testing.assert_close(sd[5, 4], values[4:7, 3].std(correction=0))
+    torch.testing.assert_close(mean[5, 9], values[:, :4].mean())
+    torch.testing.assert_close(sd[5, 9], values[:, :4].std(correction=0))
+
+
+def test_hot_pixels_become_noise():
+    ramp = torch.linspace(0, 50, 128).expand(2, 128, 128)
+    images = ramp + normal(2, 128, 128, dtype=torch.float32)
+    hot = torch.zeros(2, 128, 128, dtype=torch.bool)
+    hot[0, 10, 20] = hot[0, 11, 20] = hot[1, 0, 127] = hot[1, 70, 64] = True
+    spoiled = torch.where(hot, 45800.0, images)
+    spoiled[1, 70, 64] = -30.0
+    spoiled[0, 11, 20] = torch.nan
+    clean, outlier = statistics.replace_outliers(spoiled)
+    assert torch.equal(outlier, hot)
+    assert torch.equal(clean[~hot], images[~hot])
+    assert float((clean - ramp)[hot].abs().max()) < 5
+    assert clean.dtype == torch.float32
+    alone = torch.full((9, 9), torch.nan)
+    alone[8] = torch.tensor([1.0, -1.0, 1.0, -1.0, 0.5, 1.0, -1.0, 1.0, -1.0])
+    filled, _ = statistics.replace_outliers(alone, size=3)
+    assert bool((filled.abs() < 8).all())
+    again, _ = statistics.replace_outliers(spoiled)
+    assert torch.equal(clean, again)
+    other, _ = statistics.replace_outliers(spoiled, seed=1)
+    assert not torch.equal(clean, other)
+
+
+def test_hot_pixels_of_a_real_micrograph(shared_data):
+    path = shared_data / "micrograph_epu" / "fei-extended.mrc"
+    with mrcfile.mmap(path, permissive=True) as mrc:
+        image = torch.from_numpy(np.asarray(mrc.data[:1000, :1000], dtype=np.float32))
+    clean, outlier = statistics.replace_outliers(image)
+    assert 0 < int(outlier.sum()) < 1e-3 * image.numel()
+    centre, sd = statistics.robust_mean_sd(clean)
+    assert float((clean - centre).abs().max() / sd) < 12
+    assert torch.equal(clean[~outlier], image[~outlier])
+
+
+@pytest.mark.parametrize("shape", [(10, 13), (8, 7, 9)])
+def test_radial_average_is_the_mean_of_shells(shape):
+    values = normal(2, *shape)
+    dims = len(shape)
+    ours = statistics.radial_average(values, dims)
+    offsets = np.meshgrid(*[np.arange(n) - n // 2 for n in shape], indexing="ij")
+    shells = np.floor(np.sqrt(sum(g**2 for g in offsets)) + 0.5).astype(int)
+    assert ours.shape == (2, min(shape) // 2 + 1)
+    for average, part in zip(ours, values.numpy(), strict=True):
+        expected = ndimage.mean(part, shells, np.arange(min(shape) // 2 + 1))
+        np.testing.assert_allclose(average, expected)
+
+
+@pytest.mark.parametrize("shape", [(10, 14), (9, 9), (6, 8, 7)])
+def test_power_spectrum_is_the_mean_over_the_whole_transform(shape):
+    values = normal(2, *shape)
+    dims = len(shape)
+    frequency, power = statistics.power_spectrum(values, 2.0, dims)
+    longest = max(shape)
+    np.testing.assert_allclose(frequency, np.arange(longest // 2 + 1) / (2.0 * longest))
+    k = np.meshgrid(*[np.fft.fftfreq(n) for n in shape], indexing="ij")
+    shells = np.floor(np.sqrt(sum(g**2 for g in k)) * longest + 0.5).astype(int)
+    for ours, part in zip(power, values.numpy(), strict=True):
+        full = abs(np.fft.fftn(part)) ** 2 / part.size
+        expected = ndimage.mean(full, shells, np.arange(longest // 2 + 1))
+        np.testing.assert_allclose(ours, np.nan_to_num(expected), rtol=1e-9)
+
+
+def test_noise_has_the_spectrum_asked_for():
+    power = torch.tensor([4.0, 4.0, 1.0, 0.0, 9.0], dtype=torch.float64)
+    noise = statistics.noise_with_spectrum(power, (256, 256), seed=1)
+    _, measured = statistics.power_spectrum(noise, 1.0)
+    assert noise.dtype == torch.float64
+    places = torch.linspace(0, 4, 129)
+    expected = torch.tensor(np.interp(places, range(5), power))
+    # a shell averages about pi s independent exponential variables
+    spread = expected[1:] / torch.sqrt(torch.pi * torch.arange(1, 129))
+    assert bool(((measured - expected)[1:].abs() < 5 * spread + 0.05).all())
+    assert float((measured / expected)[8:][expected[8:] > 0.5].mean()) == pytest.approx(1, abs=0.02)
+    # the spectrum of real noise makes noise of the same variance
+    white = normal(64, 64, seed=2)
+    _, spectrum = statistics.power_spectrum(white, 1.0)
+    like = statistics.noise_with_spectrum(spectrum, (64, 64), seed=3)
+    assert float(like.var()) == pytest.approx(float(white.var()), rel=0.08)
+    assert torch.equal(like, statistics.noise_with_spectrum(spectrum, (64, 64), seed=3))
+    assert statistics.noise_with_spectrum(torch.ones(1), (5, 6, 7), seed=0).shape == (5, 6, 7)
+
+
+def test_bad_input_is_told():
+    image = torch.zeros(4, 4)
+    with pytest.raises(UserError, match="at least one pixel"):
+        statistics.robust_mean_sd(torch.zeros(0, 4))
+    with pytest.raises(UserError, match="`limit_sd` must be positive; got 0"):
+        statistics.clip_outliers(image, 0.0)
+    with pytest.raises(UserError, match="`fraction` must be at least 0"):
+        statistics.winsorise(image, 0.5)
+    with pytest.raises(UserError, match="must be an odd number of pixels; got 4"):
+        statistics.local_mean_sd(image, 4.0)
+    with pytest.raises(UserError, match="`pixel_size_angstrom` must be positive"):
+        statistics.power_spectrum(image, -1.0)
+    with pytest.raises(UserError, match="must not be negative; its minimum is -1"):
+        statistics.noise_with_spectrum(torch.tensor([1.0, -1.0]), (4, 4), 0)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_device_follows_the_input(device):
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    images = normal(2, 16, 16, dtype=torch.float32)
+    images[0, 3, 4] = 1e4
+    there = images.to(device)
+    calls = [
+        lambda v: statistics.robust_mean_sd(v),
+        lambda v: (statistics.clip_outliers(v, 3.0), statistics.winsorise(v, 0.1)),
+        lambda v: statistics.local_mean_sd(v, 3.0),
+        lambda v: statistics.replace_outliers(v),
+        lambda v: (statistics.radial_average(v), *statistics.power_spectrum(v, 1.0)),
+        lambda v: (statistics.noise_with_spectrum(v[0, 0].abs(), (8, 8), seed=1),),
+    ]
+    for call in calls:
+        for here, other in zip(call(images), call(there), strict=True):
+            assert other.device.type == device
+            torch.testing.assert_close(other.cpu(), here, rtol=1e-4, atol=1e-4)
