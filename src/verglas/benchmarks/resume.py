@@ -100,13 +100,14 @@ def run(quick: bool) -> Iterator[Figure]:
         _start(whole, size).wait()
         duration = time.monotonic() - started
         expected = _digest(whole)
-        compared, differing, landed, job = 0, 0, 0, 0
+        compared, differing, landed, amid, job = 0, 0, 0, 0, 0
         while True:
             folder = Path(scratch) / f"job_{job}"
             process = _start(folder, size)
             wait = chance.uniform(0.1, 1.0) * duration
             if landed < kills and _kill_after(process, wait, alone=landed % 2 == 0):
                 landed += 1
+                amid += 0 < len(list(folder.glob("items/*.json"))) < ITEMS
                 continue
             process.wait()
             compared += len(expected)
@@ -122,6 +123,7 @@ def run(quick: bool) -> Iterator[Figure]:
         holds=differing == 0,
     )
     yield Figure("resume.kills", float(landed), "kills", target=f"{kills}", holds=landed == kills)
+    yield Figure("resume.kills_amid_items", float(amid), "kills")
     yield Figure("resume.files_compared", float(compared), "files")
 
 

@@ -74,9 +74,16 @@ STEPS = (
         TILT_SERIES,
         "Reconstruct tomograms from aligned tilt series.",
     ),
+    StepCommand(
+        "simulate",
+        "verglas.steps.simulate.SIMULATE_STEP",
+        WHOLE,
+        "Simulate tilt series with known truth.",
+    ),
 )
 
 COMMANDS = (
+    PlainCommand("demo", "verglas.cli.commands.demo:demo", WHOLE, "Simulate, reconstruct, compare, report."),
     PlainCommand("report", "verglas.cli.commands.report:report", WHOLE, "Rebuild the report of job folders."),
     PlainCommand("doctor", "verglas.cli.commands.doctor:doctor", WHOLE, "Show what this machine offers."),
     PlainCommand("bench", "verglas.cli.commands.bench:bench", WHOLE, "Measure speed and correctness."),

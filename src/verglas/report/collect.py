@@ -76,6 +76,11 @@ class JobView:
         return f"{len(self.failed)} failed" if self.failed and self.state == "failed" else self.state
 
     @property
+    def has_notes(self) -> bool:
+        """Whether any item failed or warned."""
+        return any(item.error or item.warnings for item in self.items)
+
+    @property
     def slowest(self) -> float:
         """Seconds of the slowest item."""
         return max((item.seconds for item in self.items), default=0.0)

@@ -1,5 +1,6 @@
 """`reconstruct`: tomograms from aligned tilt series."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,9 +15,10 @@ from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Para
 
 if TYPE_CHECKING:
     from verglas.algo.reconstruction.filtering import ViewFilter
+    from verglas.io.mrc import MrcWriter
     from verglas.ops.backprojection import VoxelGrid
 
-SLAB_ANGSTROM = 100.0
+SLAB_ANGSTROM = 200.0
 """Thickness of the sections drawn in the report."""
 
 
@@ -73,44 +75,16 @@ def list_items(params: ReconstructParams) -> list[Item]:
 
 def run_item(item: Item, params: ReconstructParams, context: Context) -> ItemResult:
     """Reconstruct one series into `tomograms/`, and draw it."""
-    import torch
-
-    from verglas.algo.reconstruction.filtering import filter_views, make_frames
-    from verglas.algo.reconstruction.volume import reconstruct_blocks, split_views
-    from verglas.io.mrc import create_mrc, read_image
     from verglas.io.relion_tilt_series import write_one_tilt_series
-    from verglas.runtime import choose_device
 
     series: TiltSeries = item.record.take(item.record.selected)
     grid = _make_grid(series, params)
-    device = choose_device(context.device)
-    images = (torch.from_numpy(read_image(image)).to(device) for image in series.images)
-    views = filter_views(images, series, grid.voxel_size_angstrom, _make_filter(params, grid))
-    whole = torch.arange(len(series))
-    subsets = list(split_views(len(series))) if params.halves else [whole]
-    sections = _Sections(grid.shape, grid.voxel_size_angstrom)
     outputs = [f"tomograms/{item.name}.mrc"]
     if params.halves:
+        if len(series) < 2:
+            raise UserError(f"`halves` needs at least two views; {item.name!r} has {len(series)} selected")
         outputs += [f"tomograms/{item.name}_half{i}.mrc" for i in (1, 2)]
-    with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                create_mrc(
-                    context.folder / name,
-                    grid.shape,
-                    voxel_size_angstrom=grid.voxel_size_angstrom,
-                    dtype=np.float16 if params.float16 else np.float32,
-                )
-            )
-            for name in outputs
-        ]
-        frames = make_frames(series, grid.voxel_size_angstrom)
-        for start, blocks in reconstruct_blocks(views, frames, grid, subsets):
-            # Each half stands for the whole range of tilts, so it counts double.
-            volumes = [blocks[0] + blocks[1], 2 * blocks[0], 2 * blocks[1]] if params.halves else blocks
-            for writer, volume in zip(writers, volumes, strict=True):
-                writer.write_rows(volume.cpu().numpy())
-            sections.add(start, volumes[0].cpu().numpy())
+    sections = _write_volumes([context.folder / name for name in outputs], series, grid, params, context)
     table = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / table, item.record)
     figures = _draw(item.name, series, sections, context.folder, grid.voxel_size_angstrom)
@@ -121,6 +95,54 @@ def run_item(item: Item, params: ReconstructParams, context: Context) -> ItemRes
         "left_out": len(item.record) - len(series),
     }
     return ItemResult((*outputs, table, *figures), values)
+
+
+def _write_volumes(
+    paths: list[Path], series: TiltSeries, grid: "VoxelGrid", params: ReconstructParams, context: Context
+) -> "_Sections":
+    """Reconstruct into one file, or into the whole and its halves, and return the central sections."""
+    import torch
+
+    from verglas.algo.reconstruction.filtering import filter_views, make_frames
+    from verglas.algo.reconstruction.volume import reconstruct_blocks, split_views
+    from verglas.io.mrc import create_mrc, read_image
+    from verglas.runtime import choose_device
+
+    device = choose_device(context.device)
+    images = (torch.from_numpy(read_image(image)).to(device) for image in series.images)
+    views = filter_views(images, series, grid.voxel_size_angstrom, _make_filter(params, grid))
+    frames = make_frames(series, grid.voxel_size_angstrom)
+    subsets = list(split_views(len(series))) if params.halves else [torch.arange(len(series))]
+    sections = _Sections(grid.shape, grid.voxel_size_angstrom)
+    dtype = np.float16 if params.float16 else np.float32
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                create_mrc(path, grid.shape, voxel_size_angstrom=grid.voxel_size_angstrom, dtype=dtype)
+            )
+            for path in paths
+        ]
+        # One block is written while the next is made.
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        pending: Future[None] | None = None
+        for start, blocks in reconstruct_blocks(views, frames, grid, subsets):
+            # Each half stands for the whole range of tilts, so it counts double.
+            volumes = [blocks[0] + blocks[1], 2 * blocks[0], 2 * blocks[1]] if params.halves else blocks
+            if pending:
+                pending.result()
+            arrays = [volume.cpu().numpy() for volume in volumes]
+            pending = pool.submit(_write_block, writers, arrays, sections, start)
+        if pending:
+            pending.result()
+    return sections
+
+
+def _write_block(
+    writers: "list[MrcWriter]", volumes: list[npt.NDArray[np.float32]], sections: "_Sections", start: int
+) -> None:
+    for writer, volume in zip(writers, volumes, strict=True):
+        writer.write_rows(volume)
+    sections.add(start, volumes[0])
 
 
 def summarise(results: dict[str, ItemResult], params: ReconstructParams, folder: Path) -> Summary:
@@ -176,7 +198,7 @@ def estimate(items: list[Item], params: ReconstructParams) -> Estimate:
 
 _PROCESS_BYTES = 350 << 20
 _CAPTIONS = {
-    "slices": "central sections 100 Å thick, smoothed to 60 Å for the eye; dark is dense",
+    "slices": "central sections 200 Å thick, smoothed to 60 Å for the eye; dark is dense",
     "views": "the views at both ends and in the middle of the tilt range, smoothed to 60 Å",
     "geometry": "the geometry that was used",
     "spectra": "rotational power spectra of the least exposed view and of the central section",
@@ -249,7 +271,7 @@ def _draw(name: str, series: TiltSeries, sections: _Sections, folder: Path, voxe
     ends = list(dict.fromkeys([int(tilts.argmin()), int(np.abs(tilts).argmin()), int(tilts.argmax())]))
     views = [read_image(series.images[i]) for i in ends]
     pixel = series.pixel_size_angstrom
-    draw_views(views, [f"{tilts[i]:+.1f}°" for i in ends], pixel, folder / paths["views"])
+    draw_views(views, [f"{round(tilts[i], 1) + 0.0:+.1f}°" for i in ends], pixel, folder / paths["views"])
     draw_geometry(series, folder / paths["geometry"])
     first = read_image(series.images[int(series.pre_exposure_e_per_a2.argmin())])
     draw_power_spectra(

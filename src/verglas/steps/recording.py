@@ -131,7 +131,7 @@ def find_mdoc(name: str, folder: Path) -> Path | None:
 def group_mdocs(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
     """Sort mdocs by series: name to the one mdoc of the series, or to those of its views in order of recording.
 
-    Mdocs of single views are told by their content and named `<series>_<number>_<tilt>`, as SerialEM does it.
+    Mdocs of single views are told by their content and named `SERIES_NUMBER_TILT`, as SerialEM does it.
 
     Raises
     ------
@@ -149,7 +149,7 @@ def group_mdocs(paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
             if match is None:
                 raise UserError(
                     f"mdoc {str(path)!r} is that of a single view, but its name does not tell the series; expected "
-                    "<series>_<number>_<tilt>, such as TS_01_000_0.0.mrc.mdoc"
+                    "SERIES_NUMBER_TILT, such as TS_01_000_0.0.mrc.mdoc"
                 )
             views.setdefault(match["series"], []).append((int(match["order"]), path))
         elif name in groups:

@@ -39,9 +39,7 @@ class StackParams(Params):
 
     mdocs: Annotated[
         tuple[Path, ...],
-        Field(
-            description="mdocs of series, or of single views named SERIES_NUMBER_TILT, or folders of them"
-        ),
+        Field(description="mdocs of series, or of single views named SERIES_NUMBER_TILT, or folders of them"),
     ]
     images: Annotated[
         Path | None,

@@ -22,8 +22,8 @@ from verglas.ops.backprojection import (
     spline_response,
 )
 from verglas.ops.ctf import ctf_2d
-from verglas.ops.dose import exposure_filter
-from verglas.ops.fft import fast_size, rescale_images
+from verglas.ops.dose import critical_exposure
+from verglas.ops.fft import fast_size, radial_frequency, rescale_images
 from verglas.shapes import Image
 
 
@@ -103,14 +103,18 @@ def filter_views(
     shape = filtered_shape(series, voxel_size_angstrom)
     steps = angular_steps(frames.y_tilt_deg)
     result: Tensor | None = None
+    decay: Tensor | None = None
     for view, image in enumerate(images):
         small = rescale_images(image.to(torch.float32), shape)
         small = small - small.mean()
         if options.normalise:
             small = small / small.std().clamp(min=1e-12)
         padded = _extend_image(small)
-        weights = _view_weights(padded.shape, view, series, frames, steps, voxel_size_angstrom, options)
-        transform = torch.fft.rfft2(padded) * weights
+        transform = torch.fft.rfft2(padded)
+        transform *= _view_weights(padded, view, series, frames, steps, voxel_size_angstrom, options)
+        if options.dose:
+            decay = _exposure_decay(padded, series, frames) if decay is None else decay
+            transform *= torch.exp(decay * float(series.pre_exposure_e_per_a2[view]))
         filtered = _apply_ctf(transform, padded.shape, view, series, frames, voxel_size_angstrom, options)
         if result is None:
             result = torch.empty((len(series), *shape), dtype=torch.float32, device=small.device)
@@ -140,7 +144,7 @@ def _extend_image(image: Tensor) -> Tensor:
 
 
 def _view_weights(
-    shape: torch.Size,
+    image: Tensor,
     view: int,
     series: TiltSeries,
     frames: ViewFrames,
@@ -149,8 +153,9 @@ def _view_weights(
     options: ViewFilter,
 ) -> Tensor:
     """All weights of a view that do not depend on the place in it, `(y, kx)`."""
-    fy = torch.fft.fftfreq(shape[0], dtype=torch.float32)[:, None]
-    fx = torch.fft.rfftfreq(shape[1], dtype=torch.float32)
+    height, width = image.shape
+    fy = torch.fft.fftfreq(height, dtype=torch.float32, device=image.device)[:, None]
+    fx = torch.fft.rfftfreq(width, dtype=torch.float32, device=image.device)
     matrix = frames.in_plane[view].tolist()
     pixel_x, pixel_y = frames.pixel_size_angstrom
     across = (matrix[0][0] * fx / pixel_x + matrix[1][0] * fy / pixel_y) * voxel
@@ -160,7 +165,7 @@ def _view_weights(
     elif options.weighting == "exact":
         weights = exact_filter(across, frames.y_tilt_deg, view, options.thickness_angstrom / voxel)
     else:
-        lowest = voxel / (pixel_x * shape[1])
+        lowest = voxel / (pixel_x * width)
         weights = sirt_filter(across, float(steps[view]), options.sirt_iterations, lowest)
     # Linear interpolation between the samples of a row, and between rows where there are two a voxel, damps
     # by sinc squared; what it damps is restored here.
@@ -168,15 +173,20 @@ def _view_weights(
     weights = weights / torch.sinc(across * cosine / PHASES) ** 2
     if frames.rows_per_voxel > 1:
         weights = weights / torch.sinc(along / frames.rows_per_voxel) ** 2
-    if options.dose:
-        weights = weights * exposure_filter(
-            (shape[0], shape[1]),
-            frames.pixel_size_angstrom[0],
-            torch.tensor(series.pre_exposure_e_per_a2[view], dtype=torch.float32),
-            series.optics.voltage_kv,
-        )
     response: Tensor = spline_response(fy, fx)
     return weights / response
+
+
+def _exposure_decay(image: Tensor, series: TiltSeries, frames: ViewFrames) -> Tensor:
+    """Logarithm of what one e/Å² leaves of each frequency's amplitude."""
+    frequency = radial_frequency(
+        (image.shape[0], image.shape[1]),
+        frames.pixel_size_angstrom[0],
+        dtype=image.dtype,
+        device=image.device,
+    )
+    decay: Tensor = -0.5 / critical_exposure(frequency, series.optics.voltage_kv)
+    return decay
 
 
 def _apply_ctf(
@@ -200,7 +210,7 @@ def _apply_ctf(
         raise UserError(
             f"view {view + 1} of {series.name!r} has no defocus; expected one for `ctf` {options.ctf!r}"
         )
-    offsets = _defocus_offsets(shape, view, series, frames)
+    offsets = _defocus_offsets(shape, view, series, frames).to(transform.device)
     # Half a radian of phase at the volume's Nyquist frequency from one strip's defocus to the next.
     step = 0.5 * (2 * voxel) ** 2 / (math.pi * series.optics.wavelength_angstrom)
     centres = _spread(float(offsets.min()), float(offsets.max()), step)
@@ -209,13 +219,14 @@ def _apply_ctf(
         ctf = ctf_2d(
             (shape[0], shape[1]),
             frames.pixel_size_angstrom[0],
-            defocus_u_angstrom=torch.tensor(series.defocus_u_angstrom[view] + centre, dtype=torch.float32),
-            defocus_v_angstrom=torch.tensor(series.defocus_v_angstrom[view] + centre, dtype=torch.float32),
-            defocus_angle_deg=torch.tensor(series.defocus_angle_deg[view], dtype=torch.float32),
+            defocus_u_angstrom=float(series.defocus_u_angstrom[view]) + centre,
+            defocus_v_angstrom=float(series.defocus_v_angstrom[view]) + centre,
+            defocus_angle_deg=float(series.defocus_angle_deg[view]),
             voltage_kv=series.optics.voltage_kv,
             cs_mm=series.optics.cs_mm,
             amplitude_contrast=series.optics.amplitude_contrast,
             phase_shift_deg=float(series.phase_shift_deg[view]),
+            device=transform.device,
         )
         weights = ctf if options.ctf == "multiply" else ctf.sign()
         strip = torch.fft.irfft2(transform * weights, s=tuple(shape))

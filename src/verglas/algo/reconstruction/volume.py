@@ -8,7 +8,7 @@ from torch import Tensor
 from verglas.ops.backprojection import ViewFrames, VoxelGrid, backproject
 from verglas.shapes import Image, Volume
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 16 << 20
 """Size of one block of the volume; the rows sampled for it take about as much again."""
 
 

@@ -31,7 +31,9 @@ def render_specimen(
     for species in specimen.species:
         body, rows = species.scatterers, specimen.rows_of(species)
         places = specimen.particles.positions_angstrom[rows]
-        rows = rows[(np.abs(places) < half + body.radius_angstrom + voxel_size_angstrom).all(axis=1)]
+        # The radius holds two standard deviations; they are drawn to five.
+        reach = body.radius_angstrom + 3 * body.sigmas_angstrom.max(initial=0.0) + voxel_size_angstrom
+        rows = rows[(np.abs(places) < half + reach).all(axis=1)]
         batch = max(1, _AT_ONCE // max(len(body), 1))
         for start in range(0, len(rows), batch):
             chosen = specimen.particles.take(rows[start : start + batch])

@@ -64,8 +64,9 @@ def find_bad_views(means: npt.ArrayLike, deviations: npt.ArrayLike, tilt_deg: np
     The real series EMPIAR-10499 00254 follows the law to 2.3 % at every view. Of a series of 41
     views, six at one end that a grid bar hides more and more are found; of eight and more sometimes none is.
 
-    The law does not apply to images whose mean was taken off, which is seen by the means that are not
-    positive in half the views or more, nor to fewer than five views; then contrast alone decides.
+    The law does not apply to images whose mean was taken off: when a quarter of the means are not positive, or
+    their median is below a tenth of that of the standard deviations (counts of 0.01 electrons a pixel); nor to
+    fewer than five views. Then contrast alone decides.
 
     Parameters
     ----------
@@ -88,7 +89,8 @@ def find_bad_views(means: npt.ArrayLike, deviations: npt.ArrayLike, tilt_deg: np
         )
     blank = deviation < max(FLATTEST * float(np.median(deviation)), np.finfo(float).tiny)
     usable = mean > 0
-    if usable.sum() < _FEWEST_FOR_LAW or usable.sum() <= len(mean) / 2:
+    has_mean = usable.mean() > 0.75 and np.median(mean) > 0.1 * np.median(deviation)
+    if usable.sum() < _FEWEST_FOR_LAW or not has_mean:
         return ViewCheck(_name_faults(blank, np.zeros_like(blank)), np.full(len(mean), np.nan))
     offset, slope, intercept = _fit_law(np.log(mean[usable]), tilt[usable])
     expected = slope * _path(tilt, offset) + intercept
