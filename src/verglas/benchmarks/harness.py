@@ -20,8 +20,10 @@ from verglas.runtime import available_cores
 
 BENCHMARKS = {
     "backproject": "verglas.benchmarks.backproject",
+    "fft-crop": "verglas.benchmarks.fft_crop",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
+    "rotate": "verglas.benchmarks.rotate",
     "star": "verglas.benchmarks.star",
 }
 """Modules that hold `run(quick: bool) -> Iterator[Figure]`, imported only when asked for."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import dask
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed
 
-from verglas.exec.run import WORKER_VARIABLE, Outcome, guard
+from verglas.exec.outcome import WORKER_VARIABLE, Outcome, guard
 from verglas.exec.threads import limit_threads
 
 T = TypeVar("T")

@@ -1,12 +1,15 @@
 """`verglas bench`: measure, beside a peer or a floor."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+if TYPE_CHECKING:
+    from verglas.benchmarks.harness import Figure
+
 
 def bench(
-    name: Annotated[str, Parameter(help="backproject, reconstruct, star or resume.")],
+    name: Annotated[str, Parameter(help="backproject, reconstruct, star, resume, fft-crop or rotate.")],
     *,
     json: Annotated[bool, Parameter(help="Print one JSON line a figure.", negative="")] = False,
     quick: Annotated[bool, Parameter(help="Smaller data and fewer rounds.", negative="")] = False,
@@ -14,28 +17,23 @@ def bench(
     """Run a benchmark; the exit status is 1 when a figure misses its target."""
     from verglas.benchmarks.harness import load_benchmark, to_line
 
-    figures = []
+    missed = False
     for figure in load_benchmark(name)(quick):
-        figures.append(figure)
-        if json:
-            print(to_line(figure), flush=True)
-    if not json:
-        _print_table(figures)
-    return int(any(figure.holds is False for figure in figures))
+        print(to_line(figure) if json else _describe(figure), flush=True)
+        missed = missed or figure.holds is False
+    return int(missed)
 
 
-def _print_table(figures: list[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    table.add_column("figure", no_wrap=True)
-    for heading in ("value", "unit", "target", "holds", "peer", "peer value", "ratio"):
-        table.add_column(heading, overflow="fold")
-    for one in figures:
-        holds = "" if one.holds is None else ("yes" if one.holds else "[red]no")
-        numbers = [
-            f"{value:.4g}" if value is not None else "" for value in (one.value, one.peer_value, one.ratio)
-        ]
-        table.add_row(one.name, numbers[0], one.unit, one.target, holds, one.peer, numbers[1], numbers[2])
-    Console().print(table)
+def _describe(figure: "Figure") -> str:
+    """One figure in words: value, target, peer."""
+    value = "not measured" if figure.value is None else f"{figure.value:.4g} {figure.unit}"
+    lines = [f"{figure.name}: {value}"]
+    if figure.target:
+        verdict = {True: "holds", False: "MISSED", None: "not judged"}[figure.holds]
+        lines.append(f"  target: {figure.target} ({verdict})")
+    if figure.peer_value is not None:
+        ratio = f", ratio {figure.ratio:.3g}" if figure.ratio is not None else ""
+        lines.append(f"  beside: {figure.peer}: {figure.peer_value:.4g}{ratio}")
+    elif figure.peer:
+        lines.append(f"  beside: {figure.peer}")
+    return "\n".join(lines)

@@ -55,7 +55,8 @@ def _kernel(
             column = shifted // phases - 1048576 + x
             v_weight = v_fraction if corner // 2 == 1 else 1.0 - v_fraction
             k_weight = k_fraction if corner % 2 == 1 else 1.0 - k_fraction
-            valid = inside & (row >= 0) & (row < v_size) & (column >= 0) & (column < k_size)
-            source = ((tl.cast(t, tl.int64) * v_size + row) * phases + phase) * k_size + column
-            total += v_weight * k_weight * tl.load(rows + source, mask=valid, other=0.0)
+            valid = inside & (column >= 0) & (column < k_size)
+            if (row >= 0) & (row < v_size):
+                source = ((tl.cast(t, tl.int64) * v_size + row) * phases + phase) * k_size + column
+                total += v_weight * k_weight * tl.load(rows + source, mask=valid, other=0.0)
     tl.store(volume + place, total, mask=inside)

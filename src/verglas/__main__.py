@@ -1,0 +1,7 @@
+"""`python -m verglas`."""
+
+import sys
+
+from verglas.cli import main
+
+sys.exit(main())

@@ -1,0 +1,121 @@
+"""Other programs, run beside ours in the same minute, each in a process of its own.
+
+Some of them are GPL programs or need libraries of their own: nothing of them is imported here. A script gets its
+arguments as JSON and answers with one line of JSON.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from typing import Any
+
+
+def run_peer(module: str, script: str, **arguments: Any) -> dict[str, Any] | None:
+    """Run a script that needs `module` and return what it told, or None where the module is missing.
+
+    Raises
+    ------
+    RuntimeError
+        When the module is there and the script fails all the same.
+    """
+    if importlib.util.find_spec(module) is None:
+        return None
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"the peer {module!r} failed: {done.stderr.strip()[-500:]}")
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+ASTRA = """
+import ctypes, glob, json, multiprocessing, os, sys, sysconfig, time
+
+import numpy as np
+
+# Its wheel wants CUDA's runtime even for work on the CPU; a pip-installed one will do.
+for path in sorted(glob.glob(sysconfig.get_paths()["purelib"] + "/nvidia/*/lib/lib*.so*")):
+    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+import astra
+
+asked = json.loads(sys.argv[1])
+
+
+def reconstruct(rows):
+    sinograms = np.load(asked["sinograms"], mmap_mode="r")
+    bins = sinograms.shape[2]
+    depth, width = asked["depth"], asked["width"]
+    volume = astra.create_vol_geom(depth, width)
+    views = astra.create_proj_geom("parallel", width / bins, bins, np.deg2rad(asked["angles"]))
+    slice_id = astra.data2d.create("-vol", volume)
+    sinogram_id = astra.data2d.create("-sino", views)
+    settings = astra.astra_dict("BP")
+    settings["ProjectorId"] = astra.create_projector("linear", views, volume)
+    settings["ReconstructionDataId"], settings["ProjectionDataId"] = slice_id, sinogram_id
+    algorithm = astra.algorithm.create(settings)
+    result = np.empty((depth, len(rows), width), np.float32)
+    for i, row in enumerate(rows):
+        astra.data2d.store(sinogram_id, np.ascontiguousarray(sinograms[:, row]))
+        astra.data2d.store(slice_id, 0)
+        astra.algorithm.run(algorithm)
+        # Its slices run from the top down.
+        result[:, i] = astra.data2d.get(slice_id)[::-1]
+    return result
+
+
+if __name__ == "__main__":
+    workers = asked["workers"]
+    rows = np.load(asked["sinograms"], mmap_mode="r").shape[1]
+    parts = [list(range(i, rows, workers)) for i in range(workers)]
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        started = time.perf_counter()
+        results = pool.map(reconstruct, parts)
+        seconds = time.perf_counter() - started
+    if asked["result"]:
+        volume = np.empty((asked["depth"], rows, asked["width"]), np.float32)
+        for part, result in zip(parts, results):
+            volume[:, part] = result
+        np.save(asked["result"], volume)
+    print(json.dumps({"seconds": seconds}))
+"""
+"""Back-projection of sinograms `(n, y, bins)` in an `.npy` file, slices dealt out to `workers` processes."""
+
+TORCH_RECONSTRUCT_TOMOGRAM = """
+import json, sys, time
+
+import numpy as np
+import torch
+
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["workers"])
+from torch_reconstruct_tomogram import reconstruct_tomogram
+from torch_tilt_series.tilt_series import TiltSeries
+
+count = len(asked["angles"])
+series = TiltSeries(
+    tilt_angles=np.array(asked["angles"]), tilt_axis_angle=np.zeros(count),
+    sample_translations=np.zeros((count, 2)), image_path=asked["stack"], image_indices=np.arange(count),
+    pixel_spacing=asked["pixel"], device="cpu",
+)
+started = time.perf_counter()
+reconstruct_tomogram(series, tuple(asked["shape"]), asked["sidelength"], batch_size=4)
+print(json.dumps({"seconds": time.perf_counter() - started}))
+"""
+"""Tomogram of one shape from a stack, in sub-volumes of one side length."""
+
+STARFILE = """
+import json, sys, time
+
+import starfile
+
+asked = json.loads(sys.argv[1])
+started = time.perf_counter()
+table = starfile.read(asked["source"])
+read = time.perf_counter() - started
+started = time.perf_counter()
+starfile.write({"particles": table}, asked["result"], overwrite=True)
+print(json.dumps({"read": read, "write": time.perf_counter() - started}))
+"""
+"""Reading and writing one table."""
