@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
-from verglas.exec.run import Outcome
+from verglas.exec.outcome import Outcome
 
 
 class Progress(Protocol):
