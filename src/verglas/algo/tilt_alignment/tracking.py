@@ -1,0 +1,250 @@
+"""Tracks of beads: which bead of one view is which of another.
+
+A model of the beads in space grows from the lowest tilt outward. Each new view is laid on what the model
+expects, first by a vote on the shift, then bead by bead; after every view the model is fitted anew. Beads that
+the first view did not show are found afterwards as pairs of views that agree with others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import cKDTree
+
+from verglas.algo.tilt_alignment.bundle import (
+    Freedom,
+    ViewGeometry,
+    fit_bundle,
+    project_points,
+    triangulate_points,
+    view_matrices,
+)
+from verglas.algo.tilt_alignment.coarse import order_outward
+from verglas.errors import UserError
+
+FloatArray = npt.NDArray[np.float64]
+
+_SEARCH = 4.0
+"""The vote looks for shifts up to this many gates away from the coarse ones."""
+
+_FEWEST_VOTES = 3
+
+
+def track_beads(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float) -> tuple[FloatArray, ViewGeometry]:
+    """Track beads through all views.
+
+    Parameters
+    ----------
+    detections
+        `(k, 2)` xy of the beads found in each of n views, pixels from the image's centre.
+    start
+        Nominal geometry with coarse shifts.
+    gate_px
+        How far a bead may lie from where it is expected: about a diameter.
+
+    Returns
+    -------
+    tuple
+        `(beads, n, 2)` tracks, NaN where a bead was not found, and the geometry that they were laid on.
+
+    Raises
+    ------
+    UserError
+        When the view of lowest tilt shows fewer than two beads, or next to nothing could be tracked.
+    """
+    tracks, geometry = grow_tracks(detections, start, gate_px)
+    for _ in range(2):
+        points = triangulate_points(geometry, tracks)
+        points = points[np.isfinite(points).all(axis=1)]
+        tracks = assign_beads(detections, geometry, points, gate_px)
+        fresh = find_missed_beads(detections, tracks, geometry, gate_px)
+        if len(fresh):
+            both = np.concatenate([triangulate_points(geometry, tracks), fresh])
+            both = both[np.isfinite(both).all(axis=1)]
+            tracks = assign_beads(detections, geometry, merge_points(both, gate_px), gate_px)
+        tracks = tracks[np.isfinite(tracks[..., 0]).sum(axis=1) >= _FEWEST_VOTES]
+        if not len(tracks):
+            raise UserError("no bead could be followed through three views; are there gold beads?")
+        geometry = fit_bundle(tracks, geometry, Freedom(axis=1), rounds=20).geometry
+    return tracks, geometry
+
+
+def grow_tracks(
+    detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float
+) -> tuple[FloatArray, ViewGeometry]:
+    """Follow the beads of the view of lowest tilt outward; parameters and result are those of `track_beads`."""
+    order = order_outward(start.tilt_deg)
+    first = order[0][0]
+    if len(detections[first]) < 2:
+        raise UserError(
+            f"view {first + 1}, that of lowest tilt, shows {len(detections[first])} beads; expected at least two"
+        )
+    geometry = start
+    tracks = np.full((len(detections[first]), len(start), 2), np.nan)
+    tracks[:, first] = detections[first]
+    points = _lift(detections[first], start, first)
+    included = [first]
+    for view, inner in order[1:]:
+        step = start.shift_px[view] - _carry(start, view, inner)
+        shift = geometry.shift_px.copy()
+        shift[view] = _carry(geometry, view, inner) + step
+        geometry = replace(geometry, shift_px=shift)
+        expected = project_points(geometry.take([view]), points)[:, 0]
+        offset = vote_offset(expected, detections[view], gate_px / 2, _SEARCH * gate_px)
+        shift[view] += offset
+        rows, columns = match_beads(expected + offset, detections[view], gate_px)
+        included.append(view)
+        if len(rows) < _FEWEST_VOTES and len(rows) < len(points):
+            continue
+        tracks[rows, view] = detections[view][columns]
+        geometry, points = _refit(tracks, geometry, points, included)
+    return tracks, geometry
+
+
+def _carry(geometry: ViewGeometry, view: int, inner: int) -> FloatArray:
+    """Shift of the inner view, stretched to the tilt of the other."""
+    matrices = view_matrices(geometry)
+    return np.asarray(matrices[view, :, :2] @ np.linalg.solve(matrices[inner, :, :2], geometry.shift_px[inner]))
+
+
+def _lift(places: FloatArray, geometry: ViewGeometry, view: int) -> FloatArray:
+    """Points at height 0 that appear at these places."""
+    flat = np.linalg.solve(view_matrices(geometry)[view, :, :2], (places - geometry.shift_px[view]).T).T
+    return np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
+
+
+def _refit(
+    tracks: FloatArray, geometry: ViewGeometry, points: FloatArray, included: list[int]
+) -> tuple[ViewGeometry, FloatArray]:
+    """Fit shifts and beads of the views so far, and leave the rest as it is."""
+    part = tracks[:, included]
+    if (np.isfinite(part[..., 0]).sum(axis=1) >= _FEWEST_VOTES).sum() < 2:
+        return geometry, points
+    fit = fit_bundle(part, geometry.take(included), Freedom(axis=0), rounds=8)
+    shift = geometry.shift_px.copy()
+    shift[included] = fit.geometry.shift_px
+    known = np.isfinite(fit.points_px).all(axis=1)
+    # The fit may have moved the origin; beads it could not place are lifted from their first view again.
+    geometry = replace(geometry, shift_px=shift)
+    lifted = _lift(part[:, 0], geometry, included[0])
+    return geometry, np.where(known[:, None], np.nan_to_num(fit.points_px), lifted)
+
+
+def vote_offset(expected: FloatArray, found: FloatArray, gate_px: float, search_px: float) -> FloatArray:
+    """Shift that brings most expected places onto found ones; none when hardly any agree.
+
+    Parameters
+    ----------
+    expected, found
+        `(m, 2)` and `(k, 2)` xy.
+    gate_px
+        How well they must agree.
+    search_px
+        Longest shift.
+    """
+    steps = (found[None] - expected[:, None]).reshape(-1, 2)
+    steps = steps[np.linalg.norm(steps, axis=1) <= search_px]
+    if len(steps) < _FEWEST_VOTES:
+        return np.zeros(2)
+    tree = cKDTree(steps)
+    near = tree.query_ball_point(steps, gate_px)
+    votes = np.array([len(group) for group in near]) - 1e-3 * np.linalg.norm(steps, axis=1) / search_px
+    best = near[int(votes.argmax())]
+    if len(best) < _FEWEST_VOTES:
+        return np.zeros(2)
+    return np.asarray(np.median(steps[best], axis=0))
+
+
+def match_beads(
+    expected: FloatArray, found: FloatArray, gate_px: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows of `expected` and of `found` that belong together, so that the sum of their distances is least."""
+    if not len(expected) or not len(found):
+        return np.empty(0, np.intp), np.empty(0, np.intp)
+    distance = np.linalg.norm(expected[:, None] - found[None], axis=2)
+    rows, columns = linear_sum_assignment(np.minimum(distance, gate_px))
+    near = distance[rows, columns] < gate_px
+    return rows[near], columns[near]
+
+
+def assign_beads(
+    detections: Sequence[FloatArray], geometry: ViewGeometry, points: FloatArray, gate_px: float
+) -> FloatArray:
+    """Tracks `(beads, n, 2)` of known points in known views."""
+    expected = project_points(geometry, points)
+    tracks = np.full(expected.shape, np.nan)
+    for view, found in enumerate(detections):
+        offset = vote_offset(expected[:, view], found, gate_px / 2, gate_px)
+        rows, columns = match_beads(expected[:, view] + offset, found, gate_px)
+        tracks[rows, view] = found[columns]
+    return tracks
+
+
+def merge_points(points: FloatArray, distance_px: float) -> FloatArray:
+    """Keep of points nearer to each other than this the first one."""
+    kept: list[int] = []
+    for row, point in enumerate(points):
+        if all(np.linalg.norm(point - points[other]) > distance_px for other in kept):
+            kept.append(row)
+    return points[kept]
+
+
+def find_missed_beads(
+    detections: Sequence[FloatArray], tracks: FloatArray, geometry: ViewGeometry, gate_px: float
+) -> FloatArray:
+    """Points `(k, 3)` of beads that no track has: pairs of free detections, in views 8 to 25 degrees apart,
+    that at least as many other views confirm as lie within reach of the pair.
+    """
+    free = _free_detections(detections, tracks, gate_px)
+    trees = [cKDTree(found) if len(found) else None for found in free]
+    candidates: list[tuple[int, FloatArray]] = []
+    order = np.argsort(geometry.tilt_deg)
+    for place, view in enumerate(order):
+        for other in order[place + 1 :]:
+            apart = geometry.tilt_deg[other] - geometry.tilt_deg[view]
+            if 8 <= apart <= 25:
+                pairs = _pair_up(free[view], free[other], geometry.take([view, other]), gate_px)
+                near = np.abs(geometry.tilt_deg - geometry.tilt_deg[[view, other]].mean()) < apart
+                support = _count_support(pairs, trees, geometry, np.flatnonzero(near), gate_px)
+                enough = support >= max(5, 0.6 * near.sum())
+                candidates += list(zip(support[enough].tolist(), pairs[enough], strict=True))
+    candidates.sort(key=lambda one: -one[0])
+    points = np.array([point for _, point in candidates[:2000]]).reshape(-1, 3)
+    return merge_points(points, gate_px)
+
+
+def _free_detections(
+    detections: Sequence[FloatArray], tracks: FloatArray, gate_px: float
+) -> list[FloatArray]:
+    free = []
+    for view, found in enumerate(detections):
+        taken = tracks[np.isfinite(tracks[:, view, 0]), view]
+        distance = np.linalg.norm(found[:, None] - taken[None], axis=2).min(axis=1, initial=np.inf)
+        free.append(found[distance > 1e-6])
+    return free
+
+
+def _pair_up(first: FloatArray, second: FloatArray, geometry: ViewGeometry, gate_px: float) -> FloatArray:
+    """Points that lie on one line of sight of each of two views, at a height that a specimen may have."""
+    if not len(first) or not len(second):
+        return np.empty((0, 3))
+    i, j = (grid.ravel() for grid in np.meshgrid(np.arange(len(first)), np.arange(len(second)), indexing="ij"))
+    pairs = np.stack([first[i], second[j]], axis=1)
+    points = triangulate_points(geometry, pairs)
+    misses = np.linalg.norm(project_points(geometry, points) - pairs, axis=2).max(axis=1)
+    return np.asarray(points[(misses < gate_px / 4) & (np.abs(points[:, 2]) < 30 * gate_px)])
+
+
+def _count_support(
+    points: FloatArray, trees: list[cKDTree | None], geometry: ViewGeometry, views: npt.NDArray[np.intp], gate_px: float
+) -> npt.NDArray[np.int64]:
+    support = np.zeros(len(points), np.int64)
+    if len(points):
+        expected = project_points(geometry.take(views), points)
+        for place, view in enumerate(views):
+            tree = trees[view]
+            if tree is not None:
+                support += tree.query(expected[:, place])[0] < gate_px
+    return support
