@@ -30,6 +30,8 @@ _SEARCH = 4.0
 """The vote looks for shifts up to this many gates away from the coarse ones."""
 
 _FEWEST_VOTES = 3
+_FEWEST_CONFIRM = 5
+_LEAST_APART_DEG, _MOST_APART_DEG = 8, 25
 
 
 def track_beads(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float) -> tuple[FloatArray, ViewGeometry]:
@@ -55,15 +57,11 @@ def track_beads(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: 
         When the view of lowest tilt shows fewer than two beads, or next to nothing could be tracked.
     """
     tracks, geometry = grow_tracks(detections, start, gate_px)
-    for _ in range(2):
-        points = triangulate_points(geometry, tracks)
-        points = points[np.isfinite(points).all(axis=1)]
-        tracks = assign_beads(detections, geometry, points, gate_px)
+    for _ in range(3):
         fresh = find_missed_beads(detections, tracks, geometry, gate_px)
-        if len(fresh):
-            both = np.concatenate([triangulate_points(geometry, tracks), fresh])
-            both = both[np.isfinite(both).all(axis=1)]
-            tracks = assign_beads(detections, geometry, merge_points(both, gate_px), gate_px)
+        points = np.concatenate([triangulate_points(geometry, _longest_first(tracks)), fresh])
+        points = merge_points(points[np.isfinite(points).all(axis=1)], gate_px)
+        tracks = assign_beads(detections, geometry, points, gate_px)
         tracks = tracks[np.isfinite(tracks[..., 0]).sum(axis=1) >= _FEWEST_VOTES]
         if not len(tracks):
             raise UserError("no bead could be followed through three views; are there gold beads?")
@@ -101,6 +99,10 @@ def grow_tracks(
         tracks[rows, view] = detections[view][columns]
         geometry, points = _refit(tracks, geometry, points, included)
     return tracks, geometry
+
+
+def _longest_first(tracks: FloatArray) -> FloatArray:
+    return tracks[np.argsort(-np.isfinite(tracks[..., 0]).sum(axis=1), kind="stable")]
 
 
 def _carry(geometry: ViewGeometry, view: int, inner: int) -> FloatArray:
@@ -194,25 +196,53 @@ def merge_points(points: FloatArray, distance_px: float) -> FloatArray:
 def find_missed_beads(
     detections: Sequence[FloatArray], tracks: FloatArray, geometry: ViewGeometry, gate_px: float
 ) -> FloatArray:
-    """Points `(k, 3)` of beads that no track has: pairs of free detections, in views 8 to 25 degrees apart,
-    that at least as many other views confirm as lie within reach of the pair.
+    """Points `(k, 3)` of beads that no track has.
+
+    Pairs of free detections in views 8 to 25 degrees apart make candidates. The one that most views confirm is
+    taken, with all the detections that it explains, until none is left that five views confirm.
     """
     free = _free_detections(detections, tracks, gate_px)
-    trees = [cKDTree(found) if len(found) else None for found in free]
-    candidates: list[tuple[int, FloatArray]] = []
+    points = _make_candidates(free, geometry, gate_px)
+    found: list[FloatArray] = []
+    while len(points):
+        distances, nearest = _nearest_detections(points, free, geometry)
+        support = (distances < gate_px / 2).sum(axis=1)
+        best = int(support.argmax())
+        if support[best] < _FEWEST_CONFIRM:
+            break
+        found.append(points[best])
+        taken = distances[best] < gate_px
+        free = [
+            np.delete(spots, nearest[best, view], axis=0) if taken[view] else spots
+            for view, spots in enumerate(free)
+        ]
+        points = points[support >= _FEWEST_CONFIRM]
+        points = points[np.linalg.norm(points - found[-1], axis=1) > 1e-9]
+    return np.array(found).reshape(-1, 3)
+
+
+def _make_candidates(free: Sequence[FloatArray], geometry: ViewGeometry, gate_px: float) -> FloatArray:
+    """Points `(k, 3)` on lines of sight of two views."""
+    points = [np.empty((0, 3))]
     order = np.argsort(geometry.tilt_deg)
     for place, view in enumerate(order):
         for other in order[place + 1 :]:
-            apart = geometry.tilt_deg[other] - geometry.tilt_deg[view]
-            if 8 <= apart <= 25:
-                pairs = _pair_up(free[view], free[other], geometry.take([view, other]), gate_px)
-                near = np.abs(geometry.tilt_deg - geometry.tilt_deg[[view, other]].mean()) < apart
-                support = _count_support(pairs, trees, geometry, np.flatnonzero(near), gate_px)
-                enough = support >= max(5, 0.6 * near.sum())
-                candidates += list(zip(support[enough].tolist(), pairs[enough], strict=True))
-    candidates.sort(key=lambda one: -one[0])
-    points = np.array([point for _, point in candidates[:2000]]).reshape(-1, 3)
-    return merge_points(points, gate_px)
+            if _LEAST_APART_DEG <= geometry.tilt_deg[other] - geometry.tilt_deg[view] <= _MOST_APART_DEG:
+                points.append(_pair_up(free[view], free[other], geometry.take([view, other]), gate_px))
+    return np.concatenate(points)
+
+
+def _nearest_detections(
+    points: FloatArray, free: Sequence[FloatArray], geometry: ViewGeometry
+) -> tuple[FloatArray, npt.NDArray[np.intp]]:
+    """`(k, n)` distance to, and row of, the free detection next to each point in each view."""
+    expected = project_points(geometry, points)
+    distances = np.full(expected.shape[:2], np.inf)
+    rows = np.zeros(expected.shape[:2], np.intp)
+    for view, spots in enumerate(free):
+        if len(spots):
+            distances[:, view], rows[:, view] = cKDTree(spots).query(expected[:, view])
+    return distances, rows
 
 
 def _free_detections(
@@ -235,16 +265,3 @@ def _pair_up(first: FloatArray, second: FloatArray, geometry: ViewGeometry, gate
     points = triangulate_points(geometry, pairs)
     misses = np.linalg.norm(project_points(geometry, points) - pairs, axis=2).max(axis=1)
     return np.asarray(points[(misses < gate_px / 4) & (np.abs(points[:, 2]) < 30 * gate_px)])
-
-
-def _count_support(
-    points: FloatArray, trees: list[cKDTree | None], geometry: ViewGeometry, views: npt.NDArray[np.intp], gate_px: float
-) -> npt.NDArray[np.int64]:
-    support = np.zeros(len(points), np.int64)
-    if len(points):
-        expected = project_points(geometry.take(views), points)
-        for place, view in enumerate(views):
-            tree = trees[view]
-            if tree is not None:
-                support += tree.query(expected[:, place])[0] < gate_px
-    return support
