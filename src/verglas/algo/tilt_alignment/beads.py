@@ -130,7 +130,8 @@ def estimate_diameter(images: list[Image], smallest_px: float = 4.0, largest_px:
     for diameter in diameters:
         heights = []
         for image in images:
-            _, found = find_peaks(torch.from_numpy(score_beads(image, float(diameter))), 8, diameter)
+            scores = torch.from_numpy(score_beads(image, float(diameter)))
+            _, found = find_peaks(scores, 8, float(diameter), 4.0)
             heights.append(float(found.median()) if len(found) else 0.0)
         merits.append(np.median(heights))
     return float(diameters[int(np.argmax(merits))])

@@ -24,7 +24,7 @@ FEWEST_VIEWS = 3
 # How far angles and scales may stray before the pull to the nominal counts as much as one measurement.
 _PULL = {"axis": np.deg2rad(5.0), "tilt": np.deg2rad(2.0), "scale": 0.02}
 _MOST_ROUNDS = 60
-_TUNING = 2.385  # Cauchy's: 95 % efficient for normal errors
+_TUNING = 6.0  # gentle: beads that move with the specimen are no outliers
 _OUTLIER = 5.0
 
 

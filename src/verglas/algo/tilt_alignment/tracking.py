@@ -265,3 +265,46 @@ def _pair_up(first: FloatArray, second: FloatArray, geometry: ViewGeometry, gate
     points = triangulate_points(geometry, pairs)
     misses = np.linalg.norm(project_points(geometry, points) - pairs, axis=2).max(axis=1)
     return np.asarray(points[(misses < gate_px / 4) & (np.abs(points[:, 2]) < 30 * gate_px)])
+
+
+def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float) -> float:
+    """Angle of the tilt axis from beads alone, from -90 to 90 degrees: the one that tracks most beads best.
+
+    Tracks are grown through the views within 16 degrees of the lowest tilt for every 15th degree, and the axis
+    is fitted to each. Beads tell neither the axis from its opposite nor, with it, the hand of the specimen.
+
+    Parameters
+    ----------
+    detections, gate_px
+        As of `track_beads`.
+    start
+        With shifts that were found without an axis; its axis is not used.
+
+    Raises
+    ------
+    UserError
+        When no angle lets three beads be tracked.
+    """
+    lowest = float(start.tilt_deg[np.abs(start.tilt_deg).argmin()])
+    rows = np.flatnonzero(np.abs(start.tilt_deg - lowest) <= _CENTRAL_DEG)
+    if len(rows) < 5:
+        rows = np.argsort(np.abs(start.tilt_deg - lowest), kind="stable")[:5]
+        rows.sort()
+    near, found = start.take(rows), [detections[row] for row in rows]
+    best, merit = None, -np.inf
+    for angle in range(-90, 90, _AXIS_STEP_DEG):
+        tracks, geometry = grow_tracks(found, replace(near, axis_deg=np.full(len(rows), float(angle))), gate_px)
+        if (np.isfinite(tracks[..., 0]).sum(axis=1) >= len(rows) / 2).sum() < _FEWEST_VOTES:
+            continue
+        fit = fit_bundle(tracks, geometry, Freedom(axis=1), rounds=30)
+        # Each measurement counts by how well it fits; one that fits no better than to the gate counts nothing.
+        worth = np.where(fit.used, 1 - np.linalg.norm(fit.residuals_px, axis=-1) / gate_px, 0.0)
+        if (score := float(np.clip(np.nan_to_num(worth), 0, None).sum())) > merit:
+            best, merit = float(fit.geometry.axis_deg[0]), score
+    if best is None:
+        raise UserError("the tilt axis was not found: at no angle could three beads be tracked; expected `axis_angle`")
+    return (best + 90) % 180 - 90
+
+
+_CENTRAL_DEG = 16.0
+_AXIS_STEP_DEG = 15

@@ -1,0 +1,169 @@
+"""Alignment of a tilt series by its gold beads, from raw views to the geometry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from verglas.algo.tilt_alignment.beads import (
+    centre_beads,
+    cut_patches,
+    estimate_diameter,
+    find_beads,
+    measure_profile,
+)
+from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom, ViewGeometry, fit_bundle, project_points
+from verglas.algo.tilt_alignment.coarse import bin_image, find_coarse_shifts
+from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
+from verglas.algo.tilt_alignment.tracking import find_axis, track_beads
+from verglas.errors import UserError
+
+FloatArray = npt.NDArray[np.float64]
+Image = npt.NDArray[np.floating]
+
+LEAST_CORRELATION = 0.5
+"""A bead is measured where its fit correlates with the image at least this well."""
+
+CLEARANCE = 1.1
+"""Beads whose centres are nearer than this many diameters in a view are not measured in it."""
+
+FEWEST_VIEWS = 5
+_LARGEST_SEARCHED = 720
+_FEWEST_BEADS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class BeadAlignment:
+    """An alignment by beads; all lengths in pixels of the views.
+
+    Parameters
+    ----------
+    fit
+        Geometry of the views, places and residuals of the beads.
+    tracks_px
+        `(beads, n, 2)` measured xy from the image's centre; NaN where a bead was not measured.
+    trials
+        Held-out residuals of the freedoms that were tried, the chosen one first.
+    diameter_px
+        Of the beads.
+    found
+        `(n,)` beads found in each view before they were tracked.
+    """
+
+    fit: BundleFit
+    tracks_px: FloatArray
+    trials: tuple[Trial, ...]
+    diameter_px: float
+    found: npt.NDArray[np.int64]
+
+
+def align_by_beads(
+    images: Sequence[Image],
+    tilt_deg: npt.ArrayLike,
+    axis_deg: float | None = None,
+    diameter_px: float | None = None,
+) -> BeadAlignment:
+    """Align views by dark beads that are found in them.
+
+    Parameters
+    ----------
+    images
+        n good views `(y, x)`, in any order.
+    tilt_deg
+        `(n,)` stage angles.
+    axis_deg
+        Rough angle of the tilt axis in the image, to ten degrees or so; none when unknown.
+    diameter_px
+        Of the beads; estimated when none.
+
+    Raises
+    ------
+    UserError
+        When there are fewer than five views, or too few beads to align by.
+    """
+    tilt = np.asarray(tilt_deg, dtype=float)
+    if len(tilt) < FEWEST_VIEWS:
+        raise UserError(f"an alignment by beads needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
+    diameter = diameter_px or guess_diameter(images, tilt)
+    detections = [find_beads(image, diameter).positions_px for image in images]
+    start = _start(images, tilt, axis_deg, detections, diameter)
+    tracks, geometry = track_beads(detections, start, diameter)
+    if len(tracks) < _FEWEST_BEADS:
+        raise UserError(f"only {len(tracks)} beads could be tracked; expected at least {_FEWEST_BEADS}")
+    for freedom in (Freedom(axis=1), Freedom(axis=1, tilt=5, scale=5)):
+        rough = fit_bundle(tracks, geometry, freedom)
+        tracks = measure_tracks(images, tracks, rough, diameter)
+    start = replace(geometry, tilt_deg=tilt, axis_deg=fit_bundle(tracks, geometry, Freedom(axis=1)).geometry.axis_deg)
+    fit, trials = refine_alignment(tracks, start)
+    found = np.array([len(positions) for positions in detections])
+    return BeadAlignment(fit, tracks, tuple(trials), diameter, found)
+
+
+def guess_diameter(images: Sequence[Image], tilt_deg: FloatArray) -> float:
+    """Diameter of the beads, pixels, from three of the five lowest tilts, binned to a size quick to search."""
+    lowest = np.argsort(np.abs(tilt_deg), kind="stable")[:5:2]
+    factor = -(-max(images[0].shape) // _LARGEST_SEARCHED)
+    return factor * estimate_diameter([bin_image(images[view], factor) for view in lowest])
+
+
+def _start(
+    images: Sequence[Image],
+    tilt: FloatArray,
+    axis_deg: float | None,
+    detections: list[FloatArray],
+    diameter: float,
+) -> ViewGeometry:
+    """Nominal geometry with coarse shifts."""
+    count = len(tilt)
+    if axis_deg is None:
+        rough = find_coarse_shifts(images, tilt, None)
+        blind = ViewGeometry(tilt, np.zeros(count), rough, np.ones(count))
+        axis_deg = find_axis(detections, blind, diameter)
+    shifts = find_coarse_shifts(images, tilt, axis_deg)
+    return ViewGeometry(tilt, np.full(count, float(axis_deg)), shifts, np.ones(count))
+
+
+def measure_tracks(
+    images: Sequence[Image], tracks_px: FloatArray, fit: BundleFit, diameter_px: float
+) -> FloatArray:
+    """Centre all beads in all views by a fit of their mean profile, those that were not found before too.
+
+    Parameters
+    ----------
+    images
+        n views.
+    tracks_px
+        `(beads, n, 2)`; NaN where a bead was not found.
+    fit
+        Of these tracks.
+    diameter_px
+        Of the beads.
+
+    Returns
+    -------
+    ndarray
+        `(beads, n, 2)`; NaN where a bead is hidden, too near another one, or not where it is expected.
+    """
+    expected = project_points(fit.geometry, fit.points_px)
+    known = np.isfinite(tracks_px[..., 0])
+    rough = np.where(known[..., None], tracks_px, expected)
+    reach = int(np.ceil(0.95 * diameter_px))
+    patches = [cut_patches(images[v], rough[known[:, v], v], reach) for v in range(len(images)) if known[:, v].any()]
+    profile = measure_profile(np.concatenate(patches), reach)
+    measured = np.full_like(rough, np.nan)
+    for view, image in enumerate(images):
+        rows = np.flatnonzero(np.isfinite(rough[:, view]).all(axis=1))
+        rows = rows[_stand_clear(rough[rows, view], CLEARANCE * diameter_px)]
+        places, scores = centre_beads(image, rough[rows, view], profile, reach)
+        near = np.linalg.norm(places - rough[rows, view], axis=1) < diameter_px / 2
+        good = (scores >= LEAST_CORRELATION) & near
+        measured[rows[good], view] = places[good]
+    return measured
+
+
+def _stand_clear(places: FloatArray, distance: float) -> npt.NDArray[np.bool_]:
+    """Whether each place is at least this far from all others."""
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    return np.asarray(apart.min(axis=1, initial=np.inf) >= distance)
