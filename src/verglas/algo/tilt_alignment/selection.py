@@ -1,5 +1,6 @@
 """Which variables the beads can carry: held-out beads decide."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,7 +94,9 @@ def hold_out(
     return Trial(freedom, residuals)
 
 
-def choose_freedom(tracks_px: FloatArray, start: ViewGeometry) -> list[Trial]:
+def choose_freedom(
+    tracks_px: FloatArray, start: ViewGeometry, variables: Sequence[str] = VARIABLES
+) -> list[Trial]:
     """Free one variable after the other, always that which makes the held-out beads fit best.
 
     It ends when none makes them fit better by a hundredth. What made them fit worse once is not tried again. A
@@ -108,7 +111,7 @@ def choose_freedom(tracks_px: FloatArray, start: ViewGeometry) -> list[Trial]:
     best = hold_out(tracks_px, start, Freedom(), geometry)
     trials = [best]
     limit = _CUT * _typical(best.residuals_px)
-    steps = {(name, level) for name in VARIABLES for level in (5, -1)}
+    steps = {(name, level) for name in variables for level in (5, -1)}
     while True:
         tried: dict[tuple[str, int], Trial] = {}
         for name, level in sorted(steps):
@@ -137,7 +140,9 @@ def _typical(residuals_px: FloatArray) -> float:
     return float(np.median(lengths)) if len(lengths) else 1.0
 
 
-def refine_alignment(tracks_px: FloatArray, start: ViewGeometry) -> tuple[BundleFit, list[Trial]]:
+def refine_alignment(
+    tracks_px: FloatArray, start: ViewGeometry, variables: Sequence[str] = VARIABLES
+) -> tuple[BundleFit, list[Trial]]:
     """Choose the freedom by held-out beads and fit it to all of them."""
-    trials = choose_freedom(tracks_px, start)
+    trials = choose_freedom(tracks_px, start, variables)
     return fit_bundle(tracks_px, start, trials[0].freedom), trials
