@@ -79,6 +79,19 @@ def test_balls_are_dark_and_where_they_were(tmp_path):
         assert volume[z, y, x] < volume.mean() - 5 * volume.std()
 
 
+def test_the_volume_reaches_to_the_edges_of_the_views(tmp_path):
+    images = np.random.default_rng(0).normal(size=make_images().shape).astype(np.float32)
+    still = {
+        "z_rot_deg": np.float64(0.0),
+        "x_shift_angstrom": np.float64(0.0),
+        "y_shift_angstrom": np.float64(0.0),
+    }
+    run(write_series(tmp_path / "in", images=images, **still), tmp_path / "out", thickness=60.0)
+    volume = read_mrc(tmp_path / "out/tomograms/TS_1.mrc")
+    strength = volume.std(axis=(0, 2))
+    assert strength[[0, 1, -2, -1]].min() > 0.5 * np.median(strength)
+
+
 def test_tables_say_what_was_made(tmp_path):
     run(write_series(tmp_path / "in"), tmp_path / "out", pixel_size=40.0, centre=(40.0, 0.0, -80.0))
     (tomogram,) = read_tomograms(tmp_path / "out/tomograms.star")
