@@ -86,6 +86,8 @@ def align_by_beads(
     diameter_px: float,
     axis_deg: float | None = None,
     variables: Sequence[str] = VARIABLES,
+    *,
+    search: bool = False,
 ) -> BeadAlignment:
     """Align views by dark beads that were found in them.
 
@@ -104,6 +106,8 @@ def align_by_beads(
         directions are searched; of two opposite ones that nearer to it is taken.
     variables
         Which may be freed beside the shifts.
+    search
+        Search all directions at once; the rough angle then only tells the axis from its opposite.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def align_by_beads(
     if len(tilt) < FEWEST_VIEWS:
         raise UserError(f"an alignment by beads needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
     follow = partial(_follow, images, tilt, detections, diameter_px)
-    tracked, searched = None if axis_deg is None else follow(axis_deg), False
+    tracked, searched = None if search or axis_deg is None else follow(axis_deg), False
     if tracked is None or tracked.share < _WELL_EXPLAINED:
         found, known = _search_axis(images, tilt, detections, diameter_px), axis_deg or 0.0
         other = None if found is None else follow(found + 180 * round((known - found) / 180))
