@@ -161,10 +161,10 @@ def draw_beads(
             low, high = contrast_limits(smooth)
             axes.imshow(smooth, vmin=low, vmax=high)
             size = (figure.get_figwidth() * 72 / len(views) / width * 2.2 * diameter_px) ** 2
-            for places, colour, style in zip(groups, COLOURS[1::-1], ("-", ":"), strict=True):
+            for places, colour, style in zip(groups, (COLOURS[1], COLOURS[2]), ("-", ":"), strict=True):
                 x, y = places[:, 0] + width // 2, places[:, 1] + height // 2
                 axes.scatter(
-                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=0.9, linestyles=style
+                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=1.1, linestyles=style
                 )
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(-0.5, height - 0.5)

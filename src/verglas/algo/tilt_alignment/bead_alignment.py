@@ -70,7 +70,7 @@ class BeadAlignment:
     @property
     def lost(self) -> npt.NDArray[np.bool_]:
         """`(n,)` views in which so few beads were measured that nothing is known of them."""
-        return np.isfinite(self.tracks_px[..., 0]).sum(axis=0) < FEWEST_IN_VIEW
+        return np.asarray(np.isfinite(self.tracks_px[..., 0]).sum(axis=0) < FEWEST_IN_VIEW)
 
     @property
     def rms_px(self) -> tuple[float, float]:
@@ -174,7 +174,9 @@ def _search_axis(
     images: Sequence[Image], tilt: FloatArray, detections: Sequence[FloatArray], diameter_px: float
 ) -> float | None:
     """Angle of the axis from the beads alone; none when they do not tell it."""
-    return find_axis(detections, start_geometry(tilt, 0.0, find_coarse_shifts(images, tilt, None)), diameter_px)
+    return find_axis(
+        detections, start_geometry(tilt, 0.0, find_coarse_shifts(images, tilt, None)), diameter_px
+    )
 
 
 def explain_detections(
@@ -209,7 +211,9 @@ def drop_outliers(tracks_px: FloatArray, geometry: ViewGeometry) -> FloatArray:
     tracks = np.where(fit.used[..., None], tracks_px, np.nan)
     lengths = np.linalg.norm(np.where(fit.used[..., None], fit.residuals_px, np.nan), axis=-1)
     seen = fit.used.sum(axis=1)
-    worst = np.array([np.median(row[np.isfinite(row)]) if n else np.inf for row, n in zip(lengths, seen, strict=True)])
+    worst = np.array(
+        [np.median(row[np.isfinite(row)]) if n else np.inf for row, n in zip(lengths, seen, strict=True)]
+    )
     keep = (seen >= _FEWEST_SEEN) & (worst <= _WORST_BEAD * np.median(worst[seen > 0]))
     return np.asarray(tracks[keep])
 

@@ -122,7 +122,9 @@ def choose_freedom(
         better = min(tried.values(), key=lambda trial: trial.merit(limit), default=best)
         if not better.merit(limit) < (1 - LEAST_GAIN) * best.merit(limit):
             return [best, *(trial for trial in trials if trial is not best)]
-        steps = {step for step, trial in tried.items() if trial.merit(limit) < (1 + LEAST_GAIN) * best.merit(limit)}
+        steps = {
+            step for step, trial in tried.items() if trial.merit(limit) < (1 + LEAST_GAIN) * best.merit(limit)
+        }
         best = better
         geometry = fit_bundle(tracks_px, start, best.freedom, begin=geometry).geometry
 
@@ -131,7 +133,7 @@ def _can_carry(tracks_px: FloatArray, freedom: Freedom) -> bool:
     """Whether there are measurements enough."""
     beads, views = tracks_px.shape[:2]
     measured = 2 * int(np.isfinite(tracks_px[..., 0]).sum())
-    return measured >= _OVERDETERMINED * (2 * views + 3 * beads + freedom.count(views))
+    return bool(measured >= _OVERDETERMINED * (2 * views + 3 * beads + freedom.count(views)))
 
 
 def _typical(residuals_px: FloatArray) -> float:

@@ -62,8 +62,12 @@ def fit_slab(points_px: FloatArray) -> Slab | None:
     one = _fit_faces(points, np.zeros(len(points), int))
     fits = [one, *(_part_faces(points, start) for start in (one[0][:2], np.zeros(2)))]
     two = min(fits[1:], key=lambda fit: fit[2])
-    both = len(points) > FEWEST_BEADS and min(np.bincount(two[1], minlength=2)) > 1 and two[2] < _TWO_FACES * one[2]
-    (slope_x, slope_y, *heights), _, scatter, error = two if both else one
+    both = (
+        len(points) > FEWEST_BEADS
+        and min(np.bincount(two[1], minlength=2)) > 1
+        and two[2] < _TWO_FACES * one[2]
+    )
+    (slope_x, slope_y, *heights), _, _, error = two if both else one
     flat = points[:, 2] - points[:, :2] @ (slope_x, slope_y)
     thickness = abs(heights[1] - heights[0]) if both else float(np.ptp(flat))
     middle = float(np.mean(heights)) if both else float(flat.min() + flat.max()) / 2
@@ -133,7 +137,7 @@ def level_specimen(
     start = np.array([0.0, 0.0, plane[2]])
     seen = turn_specimen(geometry, np.eye(3), start).shift_px[lowest]
     step = np.linalg.solve(_along_plane(geometry, lowest, plane[:2]), -seen)
-    origin = start + [step[0], step[1], step @ plane[:2]]
+    origin = start + np.array([step[0], step[1], step @ plane[:2]])
     return turn_specimen(geometry, matrix, origin), (points_px - origin) @ matrix
 
 

@@ -18,6 +18,7 @@ from verglas.algo.tilt_alignment.bundle import Freedom, fit_bundle
 from verglas.algo.tilt_alignment.coarse import order_outward
 from verglas.algo.tilt_alignment.geometry import (
     ViewGeometry,
+    find_known,
     project_points,
     triangulate_points,
     view_matrices,
@@ -97,7 +98,7 @@ def grow_tracks(
 
 
 def _choose_first(detections: Sequence[FloatArray], tilt_deg: FloatArray) -> int:
-    """The lowest tilt that shows at least half as many beads as others do."""
+    """Choose the lowest tilt that shows at least half as many beads as others do."""
     counts = np.array([len(found) for found in detections])
     usual = np.median(counts[np.abs(tilt_deg - np.median(tilt_deg)) <= _CENTRAL_DEG])
     return int(np.where(counts >= usual / 2, np.abs(tilt_deg), np.inf).argmin())
@@ -131,7 +132,7 @@ def _refit(
     fit = fit_bundle(part, geometry.take(included), Freedom(axis=0), rounds=8)
     shift = geometry.shift_px.copy()
     shift[included] = fit.geometry.shift_px
-    known = np.isfinite(fit.points_px).all(axis=1)
+    known = find_known(fit.points_px)
     # The fit may have moved the origin; beads it could not place are lifted from their first view again.
     geometry = replace(geometry, shift_px=shift)
     lifted = _lift(part[:, 0], geometry, included[0])
@@ -166,10 +167,10 @@ def vote_offset(expected: FloatArray, found: FloatArray, gate_px: float, search_
 
 
 def _count_votes(steps: FloatArray, gate_px: float, longest_px: float) -> tuple[FloatArray, int]:
-    """The step that most others agree with, of equals the shortest, and how many do."""
+    """Find the step that most others agree with, of equals the shortest, and how many do."""
     if len(steps) < _FEWEST_VOTES:
         return np.zeros(2), 0
-    near = cKDTree(steps).query_ball_point(steps, gate_px)
+    near: Sequence[list[int]] = cKDTree(steps).query_ball_point(steps, gate_px)  # type: ignore[assignment]
     votes = np.array([len(group) for group in near]) - 1e-3 * np.linalg.norm(steps, axis=1) / longest_px
     best = near[int(votes.argmax())]
     if len(best) < _FEWEST_VOTES:
@@ -244,9 +245,11 @@ def _make_candidates(free: Sequence[FloatArray], geometry: ViewGeometry, gate_px
     points = [np.empty((0, 3))]
     order = np.argsort(geometry.tilt_deg)
     for place, view in enumerate(order):
-        for other in order[place + 1 :]:
-            if _LEAST_APART_DEG <= geometry.tilt_deg[other] - geometry.tilt_deg[view] <= _MOST_APART_DEG:
-                points.append(_pair_up(free[view], free[other], geometry.take([view, other]), gate_px))
+        apart = geometry.tilt_deg[order[place + 1 :]] - geometry.tilt_deg[view]
+        others = order[place + 1 :][(apart >= _LEAST_APART_DEG) & (apart <= _MOST_APART_DEG)]
+        points += [
+            _pair_up(free[view], free[other], geometry.take([view, other]), gate_px) for other in others
+        ]
     return np.concatenate(points)
 
 
@@ -310,7 +313,7 @@ def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: fl
     if len(rows) < 5:
         rows = np.argsort(np.abs(start.tilt_deg - lowest), kind="stable")[:5]
         rows.sort()
-    near, found = start.take(rows), [detections[row] for row in rows]
+    near, found = start.take(rows), [detections[int(row)] for row in rows]
     best, merit = None, -np.inf
     for angle in range(-90, 90, _AXIS_STEP_DEG):
         tracks, geometry = grow_tracks(
