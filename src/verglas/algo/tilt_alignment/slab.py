@@ -16,7 +16,7 @@ FEWEST_BEADS = 5
 LARGEST_ERROR_DEG = 1.0
 """A slope that is known no better is not corrected."""
 
-_TWO_FACES = 0.5
+_TWO_FACES = 0.3
 _ROUNDS = 20
 
 
@@ -49,7 +49,7 @@ class Slab:
 def fit_slab(points_px: FloatArray) -> Slab | None:
     """Fit parallel faces to beads; none when there are fewer than five.
 
-    Two faces are taken when the beads lie less than half as far from them as from one.
+    Two faces are taken when the beads lie less than a third as far from them as from one.
 
     Parameters
     ----------
