@@ -118,7 +118,7 @@ def estimate_diameter(images: Sequence[Image]) -> float:
 
 def _stand_out(image: Image, diameter_px: float) -> float:
     """Median score of the eight best beads."""
-    _, heights = find_peaks(torch.from_numpy(score_beads(image, diameter_px)), 8, diameter_px, 4.0)
+    _, heights = find_peaks(torch.from_numpy(score_beads(image, diameter_px)), 8, diameter_px, 5.0)
     return float(heights.median()) if len(heights) else 0.0
 
 
