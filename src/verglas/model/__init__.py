@@ -5,3 +5,5 @@ from verglas.model.particles import Particles as Particles
 from verglas.model.tilt_series import ImageReference as ImageReference
 from verglas.model.tilt_series import TiltSeries as TiltSeries
 from verglas.model.tomogram import Tomogram as Tomogram
+from verglas.model.weights import AppliedWeights as AppliedWeights
+from verglas.model.weights import DefocusSurface as DefocusSurface
