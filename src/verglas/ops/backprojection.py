@@ -190,6 +190,14 @@ class VoxelGrid:
         cx, cy, cz = self.centre_angstrom
         return VoxelGrid((z, size, x), self.voxel_size_angstrom, (cx, cy + moved, cz))
 
+    def sections(self, start: int, stop: int) -> "VoxelGrid":
+        """Return the part of the grid between two sections along z."""
+        z, y, x = self.shape
+        size = stop - start
+        moved = (start + size // 2 - z // 2) * self.voxel_size_angstrom
+        cx, cy, cz = self.centre_angstrom
+        return VoxelGrid((size, y, x), self.voxel_size_angstrom, (cx, cy, cz + moved))
+
     def first_voxel_angstrom(self) -> tuple[float, float, float]:
         """Xyz of voxel (0, 0, 0), Å."""
         x, y, z = (
@@ -221,16 +229,33 @@ def backproject(coefficients: Values, frames: ViewFrames, grid: VoxelGrid) -> Vo
     ValueError
         When a view is tilted beyond 80°.
     """
+    volume = torch.zeros(grid.shape, dtype=torch.float32, device=coefficients.device)
+    add_backprojection(coefficients, frames, grid, volume)
+    return volume
+
+
+def add_backprojection(coefficients: Values, frames: ViewFrames, grid: VoxelGrid, volume: Volume) -> None:
+    """Add filtered views to the voxels of a grid.
+
+    Parameters
+    ----------
+    coefficients, frames, grid
+        As in :func:`backproject`.
+    volume
+        `(z, y, x)` float32, contiguous; changed in place.
+
+    Raises
+    ------
+    ValueError
+        When a view is tilted beyond 80°.
+    """
     steepest = float(frames.y_tilt_deg.abs().max())
     if steepest > MAX_TILT_DEG:
         raise ValueError(
             f"views tilted beyond {MAX_TILT_DEG:g}° cannot be back-projected; got {steepest:.1f}°"
         )
     samples, shears, shape = lay_rows(frames, grid)
-    rows = resample_rows(coefficients, samples, shape)
-    volume = torch.zeros(grid.shape, dtype=torch.float32, device=coefficients.device)
-    backproject_rows(rows, shears, volume)
-    return volume
+    backproject_rows(resample_rows(coefficients, samples, shape), shears, volume)
 
 
 def lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
