@@ -229,33 +229,16 @@ def backproject(coefficients: Values, frames: ViewFrames, grid: VoxelGrid) -> Vo
     ValueError
         When a view is tilted beyond 80°.
     """
-    volume = torch.zeros(grid.shape, dtype=torch.float32, device=coefficients.device)
-    add_backprojection(coefficients, frames, grid, volume)
-    return volume
-
-
-def add_backprojection(coefficients: Values, frames: ViewFrames, grid: VoxelGrid, volume: Volume) -> None:
-    """Add filtered views to the voxels of a grid.
-
-    Parameters
-    ----------
-    coefficients, frames, grid
-        As in :func:`backproject`.
-    volume
-        `(z, y, x)` float32, contiguous; changed in place.
-
-    Raises
-    ------
-    ValueError
-        When a view is tilted beyond 80°.
-    """
     steepest = float(frames.y_tilt_deg.abs().max())
     if steepest > MAX_TILT_DEG:
         raise ValueError(
             f"views tilted beyond {MAX_TILT_DEG:g}° cannot be back-projected; got {steepest:.1f}°"
         )
     samples, shears, shape = lay_rows(frames, grid)
-    backproject_rows(resample_rows(coefficients, samples, shape), shears, volume)
+    rows = resample_rows(coefficients, samples, shape)
+    volume = torch.zeros(grid.shape, dtype=torch.float32, device=coefficients.device)
+    backproject_rows(rows, shears, volume)
+    return volume
 
 
 def lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tuple[int, int, int]]:

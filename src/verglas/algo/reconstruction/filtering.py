@@ -109,6 +109,13 @@ def filter_views(
         density, in units of a view's values a voxel.
     """
     views, _ = prepare_views(images, series, voxel_size_angstrom, normalise=options.normalise)
+    return filter_prepared(views, series, voxel_size_angstrom, options)
+
+
+def filter_prepared(
+    views: Image, series: TiltSeries, voxel_size_angstrom: float, options: ViewFilter
+) -> Image:
+    """Weight the views `(n, y, x)` of :func:`prepare_views` in place, and return them."""
     weigher = ViewWeigher(series, voxel_size_angstrom, options)
     for view, image in enumerate(views):
         views[view] = weigher.weigh(image, view)
@@ -228,7 +235,7 @@ def view_factors(series: TiltSeries, options: ViewFilter) -> Values:
 
     exp(-t / (Λ cos)) with t the thickness of the ice and Λ = 4000 Å (emClarity's figure for 300 kV).
     """
-    tilts = torch.deg2rad(torch.tensor(np.stack([series.y_tilt_deg, series.x_tilt_deg])))
+    tilts = torch.deg2rad(torch.tensor(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg])))
     path = options.ice_thickness_angstrom / tilts.cos().prod(dim=0) / MEAN_FREE_PATH_ANGSTROM
     return torch.exp(path.min() - path)
 

@@ -1,13 +1,14 @@
 """Tomograms in which every voxel was corrected with the defocus that it had in each view.
 
 The volume is cut across the beam into slabs. For each, all views are corrected along a surface in its
-middle and summed over its voxels. Slabs follow each other from low to high, so that memory holds the views,
-one slab and a few corrected views.
+middle and summed over its voxels, a block of rows at a time. Slabs follow each other from low to high, so
+that memory holds the views as they were and as they are corrected for one slab, whatever the volume's size.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from verglas.algo.reconstruction.filtering import ViewFilter, ViewWeigher
 from verglas.algo.reconstruction.surfaces import fit_surface
+from verglas.algo.reconstruction.volume import reconstruct_blocks
 from verglas.model import TiltSeries
 from verglas.model.weights import DefocusSurface
-from verglas.ops.backprojection import VoxelGrid, add_backprojection
+from verglas.ops.backprojection import VoxelGrid
 from verglas.shapes import Image, Volume
 
 LEAST_STEP_ANGSTROM = 100.0
@@ -41,7 +43,9 @@ class Slab:
     surface: DefocusSurface
 
 
-def choose_defocus_step(series: TiltSeries, voxel_size_angstrom: float, resolution_angstrom: float | None) -> float:
+def choose_defocus_step(
+    series: TiltSeries, voxel_size_angstrom: float, resolution_angstrom: float | None
+) -> float:
     """Thickness of a slab that still reaches a resolution, Å.
 
     emClarity's rule: the CTF averaged over all defoci within a slab keeps 0.9 of its amplitude at the
@@ -65,7 +69,7 @@ def choose_defocus_step(series: TiltSeries, voxel_size_angstrom: float, resoluti
     """
     target = max(resolution_angstrom or 0.0, FINEST_VOXELS * voxel_size_angstrom)
     spread = 2 * _PHASE * target**2 / (math.pi * series.optics.wavelength_angstrom)
-    cosine = np.cos(np.deg2rad(series.y_tilt_deg)) * np.cos(np.deg2rad(series.x_tilt_deg))
+    cosine = np.cos(np.deg2rad(np.asarray(series.y_tilt_deg))) * np.cos(np.deg2rad(series.x_tilt_deg))
     return max(LEAST_STEP_ANGSTROM, spread * float(cosine.min()))
 
 
@@ -99,7 +103,7 @@ def plan_slabs(grid: VoxelGrid, step_angstrom: float, particles_angstrom: Tensor
     # Faces lie between sections, whose centres have whole numbers.
     bottom = grid.first_voxel_angstrom()[2] - voxel / 2
     slabs = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         low, high = bottom + start * voxel, bottom + stop * voxel
         slabs.append(Slab(start, stop, fit_surface(low, high, particles_angstrom)))
     return slabs
@@ -112,7 +116,7 @@ def reconstruct_slabs(
     options: ViewFilter,
     slabs: Sequence[Slab],
     subsets: Sequence[Tensor],
-) -> Iterator[tuple[Slab, list[Volume]]]:
+) -> Iterator[tuple[int, int, list[Volume]]]:
     """Reconstruct a volume slab by slab.
 
     Parameters
@@ -133,19 +137,14 @@ def reconstruct_slabs(
     Yields
     ------
     tuple
-        A slab, and its sections `(z, y, x)` for each subset.
+        The first section and the first row of a block, and a volume `(sections, rows, x)` for each subset; all
+        blocks of a slab come before those of the next.
     """
     weigher = ViewWeigher(series, grid.voxel_size_angstrom, options)
+    corrected = torch.empty_like(views)
     for slab in slabs:
-        part = grid.sections(slab.start, slab.stop)
-        volumes = [torch.zeros(part.shape, dtype=torch.float32, device=views.device) for _ in subsets]
-        for volume, subset in zip(volumes, subsets, strict=True):
-            for rows in subset.split(batch_views(len(views))):
-                corrected = torch.stack([weigher.weigh(views[view], view, slab.surface) for view in rows.tolist()])
-                add_backprojection(corrected, weigher.frames.take(rows), part, volume)
-        yield slab, volumes
-
-
-def batch_views(count: int) -> int:
-    """Views corrected at once: few, so that they and their rows stay small beside all views."""
-    return max(1, count // 10)
+        for view, image in enumerate(views):
+            corrected[view] = weigher.weigh(image, view, slab.surface)
+        sections = grid.sections(slab.start, slab.stop)
+        for row, volumes in reconstruct_blocks(corrected, weigher.frames, sections, subsets):
+            yield slab.start, row, volumes

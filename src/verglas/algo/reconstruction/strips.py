@@ -69,7 +69,7 @@ def correct_in_strips(
     """
     if not math.isfinite(series.mean_defocus_angstrom[view]):
         raise UserError(f"view {view + 1} of {series.name!r} has no defocus; expected one for `ctf` {mode!r}")
-    step = STRIP_PHASE * (2 * voxel_size_angstrom) ** 2 / (math.pi * series.optics.wavelength_angstrom)
+    step = strip_step(series, voxel_size_angstrom)
     first, spacing, count = _spread(float(offsets.min()), float(offsets.max()), step)
     wave = _aberration_wave(padded, view, series, pixel_size_angstrom, first, transform.device)
     turn = _defocus_turn(padded, series, pixel_size_angstrom, spacing, transform.device)
@@ -78,12 +78,17 @@ def correct_in_strips(
     result = torch.zeros_like(offsets)
     for strip in range(count):
         ctf = wave.imag if mode == "multiply" else wave.imag.sign()
-        corrected = torch.fft.irfft2(transform * ctf, s=padded)[:height, :width]
+        corrected: Tensor = torch.fft.irfft2(transform * ctf, s=padded)[:height, :width]
         if count == 1:
             return corrected
         result.addcmul_(corrected, (1 - (places - strip).abs_()).clamp_(min=0))
         wave *= turn
     return result
+
+
+def strip_step(series: TiltSeries, voxel_size_angstrom: float) -> float:
+    """Largest change of defocus from one strip to the next, Å."""
+    return STRIP_PHASE * (2 * voxel_size_angstrom) ** 2 / (math.pi * series.optics.wavelength_angstrom)
 
 
 def _spread(low: float, high: float, step: float) -> tuple[float, float, int]:

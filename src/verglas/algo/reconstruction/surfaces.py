@@ -28,7 +28,9 @@ def fit_surface(
         `(n, 3)` xyz of all particles; those within the slab count.
     """
     middle = (low_angstrom + high_angstrom) / 2
-    places = np.empty((0, 3)) if particles_angstrom is None else particles_angstrom.cpu().numpy().astype(float)
+    places = (
+        np.empty((0, 3)) if particles_angstrom is None else particles_angstrom.cpu().numpy().astype(float)
+    )
     places = places[(places[:, 2] >= low_angstrom) & (places[:, 2] < high_angstrom)]
     coefficients = np.zeros(6)
     coefficients[0] = places[:, 2].mean() if len(places) else middle
@@ -53,7 +55,7 @@ def _fit_quadratic(places: FloatArray) -> FloatArray:
         if spread < 1e-6:
             break
         weights = np.clip(1 - (residuals / (_TUKEY * spread)) ** 2, 0, None) ** 2
-    return solution / np.array([1, scale, scale, scale**2, scale**2, scale**2])
+    return np.asarray(solution / np.array([1, scale, scale, scale**2, scale**2, scale**2]))
 
 
 _ROUNDS = 20
