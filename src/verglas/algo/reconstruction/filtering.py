@@ -185,6 +185,12 @@ class ViewWeigher:
         self._factors = view_factors(series, options)
         self._decay: Tensor | None = None
 
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """`(y, x)` of a view as it is extended for its transform."""
+        y, x = (_extended_size(size) for size in filtered_shape(self._series, self._voxel))
+        return y, x
+
     def weigh(self, image: Image, view: int, surface: DefocusSurface = LEVEL) -> Image:
         """Filter one prepared view.
 
@@ -240,6 +246,10 @@ def view_factors(series: TiltSeries, options: ViewFilter) -> Values:
     return torch.exp(path.min() - path)
 
 
+def _extended_size(size: int) -> int:
+    return fast_size(size + max(32, size // 2))
+
+
 def _extend_image(image: Tensor) -> Tensor:
     """Continue an image beyond its last row and column, mirrored and fading to zero, to a good FFT size.
 
@@ -247,7 +257,7 @@ def _extend_image(image: Tensor) -> Tensor:
     """
     for dim in (0, 1):
         size = image.shape[dim]
-        total = fast_size(size + max(32, size // 2))
+        total = _extended_size(size)
         margin = min((total - size) // 2, size)
         fade = (1 + torch.cos(math.pi * (torch.arange(margin, device=image.device) + 1) / (margin + 1))) / 2
         fade = fade.to(image.dtype)[:, None] if dim == 0 else fade.to(image.dtype)

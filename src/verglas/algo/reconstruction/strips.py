@@ -14,7 +14,7 @@ from verglas.errors import UserError
 from verglas.model import TiltSeries
 from verglas.model.weights import DefocusSurface
 from verglas.ops.backprojection import ViewFrames
-from verglas.ops.ctf import ctf_2d
+from verglas.ops.ctf import aberration_wave_2d
 from verglas.ops.fft import frequency_axes
 from verglas.shapes import ImageRfft
 
@@ -71,7 +71,18 @@ def correct_in_strips(
         raise UserError(f"view {view + 1} of {series.name!r} has no defocus; expected one for `ctf` {mode!r}")
     step = strip_step(series, voxel_size_angstrom)
     first, spacing, count = _spread(float(offsets.min()), float(offsets.max()), step)
-    wave = _aberration_wave(padded, view, series, pixel_size_angstrom, first, transform.device)
+    wave = aberration_wave_2d(
+        padded,
+        pixel_size_angstrom,
+        defocus_u_angstrom=float(series.defocus_u_angstrom[view]) + first,
+        defocus_v_angstrom=float(series.defocus_v_angstrom[view]) + first,
+        defocus_angle_deg=float(series.defocus_angle_deg[view]),
+        voltage_kv=series.optics.voltage_kv,
+        cs_mm=series.optics.cs_mm,
+        amplitude_contrast=series.optics.amplitude_contrast,
+        phase_shift_deg=float(series.phase_shift_deg[view]),
+        device=transform.device,
+    )
     turn = _defocus_turn(padded, series, pixel_size_angstrom, spacing, transform.device)
     height, width = offsets.shape
     places = (offsets - first) / spacing
@@ -95,33 +106,6 @@ def _spread(low: float, high: float, step: float) -> tuple[float, float, int]:
     """First, spacing and number of defoci, no farther apart than `step`, that cover a range."""
     count = math.ceil((high - low) / step) + 1
     return ((low + high) / 2, step, 1) if count == 1 else (low, (high - low) / (count - 1), count)
-
-
-def _aberration_wave(
-    shape: tuple[int, int],
-    view: int,
-    series: TiltSeries,
-    pixel: float,
-    offset: float,
-    device: torch.device,
-) -> Tensor:
-    """Exp(iχ) on the half grid of an image; its imaginary part is the CTF."""
-    sine, cosine = (
-        ctf_2d(
-            shape,
-            pixel,
-            defocus_u_angstrom=float(series.defocus_u_angstrom[view]) + offset,
-            defocus_v_angstrom=float(series.defocus_v_angstrom[view]) + offset,
-            defocus_angle_deg=float(series.defocus_angle_deg[view]),
-            voltage_kv=series.optics.voltage_kv,
-            cs_mm=series.optics.cs_mm,
-            amplitude_contrast=series.optics.amplitude_contrast,
-            phase_shift_deg=float(series.phase_shift_deg[view]) + quarter,
-            device=device,
-        )
-        for quarter in (0.0, 90.0)
-    )
-    return torch.complex(cosine, sine)
 
 
 def _defocus_turn(
