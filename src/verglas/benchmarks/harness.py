@@ -20,6 +20,7 @@ from verglas.runtime import available_cores
 
 BENCHMARKS = {
     "backproject": "verglas.benchmarks.backproject",
+    "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
