@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from jaxtyping import install_import_hook
 
 from tests import typecheck
 
 # Every public op is run with its shape annotations enforced. Not the kernels, which numba compiles.
 OPS = Path(__file__).parents[1] / "src" / "verglas" / "ops"
-install_import_hook([f"verglas.ops.{path.stem}" for path in OPS.glob("[a-z]*.py")], f"{typecheck.__name__}.check")
+install_import_hook(
+    [f"verglas.ops.{path.stem}" for path in OPS.glob("[a-z]*.py")], f"{typecheck.__name__}.check"
+)
 
 SHARED_DATA = Path(os.environ.get("VERGLAS_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -112,7 +112,14 @@ def run_command(step: Step[P], params: P, out: Path, options: RunOptions) -> int
     page = write_report([out])
     if not options.quiet:
         _tell(step.name, report, page)
-    return 1 if report.failed else 0
+    return exit_status(report)
+
+
+def exit_status(report: RunReport) -> int:
+    """Return 0 when all is well, 1 when some items failed, 2 when all did for reasons that the user can mend."""
+    if not report.failed:
+        return 0
+    return 1 if report.done or report.skipped or report.bugs else 2
 
 
 def _tell(name: str, report: RunReport, page: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from verglas.figures.style import COLOURS, MUTED, house_style, make_figure, save_figure
-from verglas.figures.tomogram import contrast_limits, draw_scale_bar, lowpass_image
+from verglas.figures.style import COLOURS, MUTED, PAGE_INCHES, house_style, make_figure, save_figure
+from verglas.figures.tomogram import draw_scale_bar, show_image
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -33,20 +33,19 @@ def draw_side_by_side(
         Resolution to which the picture, not the data, is smoothed.
     """
     (height, width), depth = volumes[0][1].shape, volumes[0][2].shape[0]
-    panel = 11.6 / len(volumes)
+    panel = PAGE_INCHES / len(volumes)
     with house_style():
-        figure = make_figure(11.6, panel * (height + depth) / width + 0.6)
+        figure = make_figure(PAGE_INCHES, panel * (height + depth) / width + 0.4)
         grid = figure.add_gridspec(2, len(volumes), height_ratios=(height, depth))
         for column, (label, *sections) in enumerate(volumes):
             for row, section in enumerate(sections):
-                image = lowpass_image(section, voxel_size_angstrom, lowpass_angstrom)
-                low, high = contrast_limits(image)
                 axes = figure.add_subplot(grid[row, column])
-                axes.imshow(image, vmin=low, vmax=high)
+                show_image(axes, section, voxel_size_angstrom, lowpass_angstrom)
+                axes.set_axis_on()
                 axes.set(xticks=[], yticks=[])
-                axes.spines[:].set(visible=True, color=MUTED, linewidth=0.6)
+                axes.spines[:].set(visible=True, color="0.5", linewidth=0.6)
                 if row == 0:
-                    axes.set_title(label, fontsize=10)
+                    axes.set_title(label, fontsize=8, color="black")
                     if column == 0:
                         draw_scale_bar(axes, width, voxel_size_angstrom)
         save_figure(figure, path)

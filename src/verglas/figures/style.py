@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from verglas.files import atomic_path
 
@@ -19,6 +21,11 @@ COLOURS = ("#1f6f9f", "#d1762b", "#4c8a5b", "#a3485c", "#7461a8", "#8a7a3d")
 """Colours of curves in order: told apart by people who see few colours, and in print by their lightness."""
 
 DOTS_PER_INCH = 144
+
+PAGE_INCHES = 7.75
+"""Width of pictures made of pixels, which is that of the report's column: more would be lost there."""
+
+_GREY_LEVELS = 64
 
 _STYLE: Any = {
     "axes.axisbelow": True,
@@ -84,6 +91,9 @@ def make_figure(width_inches: float = 8.0, height_inches: float = 5.0) -> Figure
 def save_figure(fig: Figure, path: Path | str) -> Path:
     """Save a figure as PNG, whole or not at all, without date and version of the program.
 
+    A figure without colour becomes a grey image of 64 levels: those of noise that nobody can tell apart would
+    make most of the file.
+
     Parameters
     ----------
     fig
@@ -99,6 +109,12 @@ def save_figure(fig: Figure, path: Path | str) -> Path:
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"`path` must end in .png; got {str(path)!r}")
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    if (pixels == pixels[..., :1]).all():
+        levels = np.rint(pixels[..., 0] / 255 * (_GREY_LEVELS - 1))
+        pixels = np.rint(levels / (_GREY_LEVELS - 1) * 255).astype(np.uint8)
     with atomic_path(path) as temporary:
-        fig.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+        Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, "PNG", optimize=True)
     return path

@@ -175,6 +175,10 @@ def _describe(
 def _check_frame(path: Path, number: int, frame: TiffFrame, size: int) -> None:
     what = f"frame {number} of movie {str(path)!r}"
     for offset, count in frame.strips:
+        if min(offset, count) < 0:
+            raise FileFormatError(
+                f"{what} has {count} bytes of data at byte {offset}; expected no less than 0"
+            )
         if offset + count > size:
             raise FileFormatError(
                 f"{what} is cut short: its data end at byte {offset + count}, but the file holds {size} bytes"

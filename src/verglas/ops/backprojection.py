@@ -226,15 +226,32 @@ def backproject(coefficients: Values, frames: ViewFrames, grid: VoxelGrid) -> Vo
         raise ValueError(
             f"views tilted beyond {MAX_TILT_DEG:g}° cannot be back-projected; got {steepest:.1f}°"
         )
-    samples, shears, shape = _lay_rows(frames, grid)
+    samples, shears, shape = lay_rows(frames, grid)
     rows = resample_rows(coefficients, samples, shape)
     volume = torch.zeros(grid.shape, dtype=torch.float32, device=coefficients.device)
     backproject_rows(rows, shears, volume)
     return volume
 
 
-def _lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
-    """Lay rows through each view that just cover the grid: their samples' places, and the voxels' places."""
+def lay_rows(frames: ViewFrames, grid: VoxelGrid) -> tuple[Tensor, Tensor, tuple[int, int, int]]:
+    """Lay rows through each view that just cover the grid.
+
+    Parameters
+    ----------
+    frames
+        Geometry of the views.
+    grid
+        The voxels.
+
+    Returns
+    -------
+    samples
+        `(n, 6)` places of the rows' samples in the views, see `verglas.ops.kernels.resample`.
+    shears
+        `(n, 6)` places of the voxels in the rows, see `verglas.ops.kernels.backproject`.
+    shape
+        `(v, phase, k)` number of samples of a view.
+    """
     voxel = grid.voxel_size_angstrom
     spacing = voxel / frames.rows_per_voxel
     z_size, y_size, x_size = grid.shape

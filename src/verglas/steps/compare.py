@@ -12,6 +12,7 @@ from pydantic import Field
 from verglas.errors import UserError
 from verglas.files import check_exists
 from verglas.model import TiltSeries, Tomogram
+from verglas.steps.reconstruct import SLAB_ANGSTROM
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
@@ -74,16 +75,16 @@ def run_item(item: Item, params: CompareParams, context: Context) -> ItemResult:
     tomogram = torch.from_numpy(read_mrc(pair.tomogram.path)).to(device)
     # The truth is the potential; in images and tomograms matter is dark.
     truth = -torch.from_numpy(read_mrc(pair.truth)).to(device)
-    window = edge_taper(tuple(truth.shape), min(12, min(truth.shape) // 2), device)
+    shape = pair.tomogram.shape
+    window = edge_taper(shape, min(12, min(shape) // 2), device)
     about = json.loads(item.inputs[2].read_text(encoding="utf-8"))
     for bead in about["beads"]:
         _leave_out(window, bead["centre_angstrom"], bead["radius_angstrom"] + 60.0, voxel)
-    measured = measured_region(tuple(truth.shape), pair.true, device)
+    measured = measured_region(shape, pair.true, device)
     # A tomogram has no mean of its own, and where a bead is taken out nothing shall stay.
-    pictures = [(volume - volume.mean()) * window for volume in (tomogram, truth)]
-    frequency, fsc = fourier_shell_correlation(*pictures, voxel)
-    within = [_keep(picture, measured) for picture in pictures]
-    _, fsc_within = fourier_shell_correlation(within[0], within[1], voxel)
+    found, wanted = ((volume - volume.mean()) * window for volume in (tomogram, truth))
+    frequency, fsc = fourier_shell_correlation(found, wanted, voxel)
+    _, fsc_within = fourier_shell_correlation(_keep(found, measured), _keep(wanted, measured), voxel)
     resolution = find_resolution(frequency, fsc_within)
     curves = [("what the views measured", fsc_within), ("all of Fourier space", fsc)]
     paths = {kind: f"figures/{item.name}_{kind}.png" for kind in _CAPTIONS}
@@ -126,10 +127,11 @@ def summarise(results: dict[str, ItemResult], params: CompareParams, folder: Pat
 
 
 _CAPTIONS = {
-    "sections": "central sections 100 Å thick across the beam (above) and along it (below), smoothed to 60 Å; "
-    "matter is dark. The middle is the best that the range of tilts allows: what no view measured is "
-    "missing, so matter is drawn out along the beam",
-    "fsc": "Fourier shell correlation of the tomogram with the truth, without gold and the borders",
+    "sections": f"central sections {SLAB_ANGSTROM:.0f} Å thick across the beam (above) and along it (below), "
+    "smoothed to 60 Å; matter is dark. The middle is the best that the range of tilts allows: what no view "
+    "measured is missing, so matter is drawn out along the beam",
+    "fsc": "Fourier shell correlation of the tomogram with the truth, without gold and the borders; a vesicle makes "
+    "it ripple, by one over its diameter",
 }
 
 

@@ -15,7 +15,9 @@ What the job folder holds
 """
 
 import json
+import math
 import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,12 +28,15 @@ from pydantic import Field
 from verglas.errors import UserError
 from verglas.files import check_name, write_text
 from verglas.model import ImageReference, Optics, TiltSeries
+from verglas.steps.reconstruct import SLAB_ANGSTROM
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, draw_series
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
-    from verglas.algo.simulation.specimen import Population, Specimen, Species
+    from verglas.algo.simulation.specimen import Population, Species, Specimen
     from verglas.algo.simulation.tilt_scheme import Misalignment, TiltScheme
+
+FloatArray = npt.NDArray[np.float32]
 
 
 class SimulateParams(Params):
@@ -40,7 +45,7 @@ class SimulateParams(Params):
     The tables in the folder say what a microscope would know; those in its folder `truth` say what is true.
     """
 
-    name: Annotated[str, Field(description="series are called <name>_01, <name>_02 ...")] = "TS"
+    name: Annotated[str, Field(description="of the series, which get _01, _02 and so on behind it")] = "TS"
     count: Annotated[int, Field(ge=1, le=9999, description="number of series")] = 1
     seed: Annotated[int, Field(ge=0, description="chooses everything that is random")] = 0
     image_size: Annotated[
@@ -59,6 +64,7 @@ class SimulateParams(Params):
         float,
         Field(
             ge=0,
+            le=5,
             description="how far the truth departs from what the microscope knows; at 1 the specimen wanders by "
             "some 100 Å, the axis is off by 1 and the slab by 1.5 degrees, defoci by 500 Å; 0 is a perfect stage",
         ),
@@ -86,48 +92,45 @@ def list_items(params: SimulateParams) -> list[Item]:
     """One item a tilt series, with a seed of its own."""
     if min(params.image_size) < 32 or max(params.image_size) > 16384:
         raise UserError(f"`image_size` must be 32 to 16384 pixels each way; got {params.image_size}")
+    if np.prod(truth_shape(params), dtype=float) > _MOST_VOXELS:
+        raise UserError(
+            f"the true volume would have {truth_shape(params)} voxels; expected at most {_MOST_VOXELS:.0e}: choose a "
+            "larger `truth_voxel_size`"
+        )
     check_name(params.name)
     width = max(2, len(str(params.count)))
     names = [f"{params.name}_{number:0{width}d}" for number in range(1, params.count + 1)]
     inputs = (params.model,) if params.model else ()
-    return [Item(name, zlib.crc32(f"{params.seed} {name}".encode()), inputs) for name in names]
+    return [Item(name, _seed_of(name, params), inputs) for name in names]
 
 
 def run_item(item: Item, params: SimulateParams, context: Context) -> ItemResult:
     """Simulate one series, and write it with its truth."""
-    from verglas.algo.simulation.tilt_series import simulate_tilt_series
-    from verglas.algo.simulation.truth import render_specimen
-    from verglas.algo.simulation.views import Conditions
     from verglas.io.mrc import write_mrc
     from verglas.io.relion_particles import write_particles
     from verglas.io.relion_tilt_series import write_one_tilt_series
 
-    name, seed = item.name, int(item.record)
+    name = item.name
     stack = f"stacks/{name}.mrc"
-    scheme = plan_series(name, seed, params, context.folder / stack)
-    field, whole = build_scene(name, seed, params, scheme.truth)
-    conditions = Conditions(noise=params.noise, ice_noise=params.noise)
-    images = simulate_tilt_series(
-        whole, scheme.truth, conditions=conditions, seed=seed, workers=context.threads
-    )
-    write_mrc(context.folder / stack, images, voxel_size_angstrom=params.pixel_size, is_stack=True)
+    made = make_series(name, params, context.folder / stack, workers=context.threads)
+    write_mrc(context.folder / stack, made.images, voxel_size_angstrom=params.pixel_size, is_stack=True)
     tables = [f"tilt_series/{name}.star", f"truth/tilt_series/{name}.star", f"truth/particles/{name}.star"]
-    write_one_tilt_series(context.folder / tables[0], scheme.nominal)
-    write_one_tilt_series(context.folder / tables[1], scheme.truth)
-    write_particles(context.folder / tables[2], field.particles, {name: scheme.truth})
+    write_one_tilt_series(context.folder / tables[0], made.scheme.nominal)
+    write_one_tilt_series(context.folder / tables[1], made.scheme.truth)
+    write_particles(context.folder / tables[2], made.field.particles, {name: made.scheme.truth})
     about = f"truth/specimens/{name}.json"
-    write_text(context.folder / about, json.dumps(_describe_specimen(field, params), indent=1) + "\n")
+    write_text(context.folder / about, json.dumps(_describe_specimen(made.field), indent=1) + "\n")
     volume = f"truth/volumes/{name}.mrc"
-    voxel = params.truth_voxel_size or params.pixel_size
-    density = render_specimen(whole, truth_shape(params), voxel)
-    write_mrc(context.folder / volume, density, voxel_size_angstrom=voxel, label="verglas: potential in V")
-    figures = draw_series(scheme.truth, context.folder)
-    figures["slices"] = _draw_truth(name, density, voxel, context.folder)
-    values = describe_series(scheme.truth) | {
-        "copies": len(field.particles),
-        "vesicles": len(field.vesicles_angstrom),
-        "beads": params.gold,
-        "electrons_per_pixel": round(float(images.mean(dtype=np.float64)), 2),
+    write_mrc(
+        context.folder / volume, made.density, voxel_size_angstrom=made.voxel_size_angstrom, label=_LABEL
+    )
+    figures = draw_series(made.scheme.truth, context.folder)
+    figures["truth"] = _draw_truth(made, context.folder)
+    values = describe_series(made.scheme.truth) | {
+        "copies": len(made.field.particles),
+        "vesicles": len(made.field.vesicles_angstrom),
+        "beads": len(made.field.beads_angstrom),
+        "electrons_per_pixel": round(float(made.images.mean(dtype=np.float64)), 2),
     }
     return ItemResult((stack, *tables, about, volume, *figures.values()), values)
 
@@ -146,7 +149,7 @@ def summarise(results: dict[str, ItemResult], params: SimulateParams, folder: Pa
         write_tilt_series_index(folder / f"{table}.star", entries)
     particles = join_particles([read_particles(folder / f"truth/particles/{name}.star") for name in results])
     write_particles(folder / "truth/particles.star", particles, series)
-    _write_reference(params, folder)
+    references = _write_references(params, folder)
     figures = [
         Figure(f"figures/{name}_{kind}.png", f"{name}: {caption}")
         for name in results
@@ -166,13 +169,13 @@ def summarise(results: dict[str, ItemResult], params: SimulateParams, folder: Pa
             "of the specimen's centre in a view, which the microscope does not know",
         ),
     }
-    tables = ["tilt_series.star", "truth/tilt_series.star", "truth/particles.star"]
+    tables = ["tilt_series.star", "truth/tilt_series.star", "truth/particles.star", *references]
     return Summary(figures, drawn, [], tables)
 
 
 _CAPTIONS = {
-    "slices": "the truth: central sections of the specimen 100 Å thick, smoothed to 60 Å for the eye; matter "
-    "is drawn dark, as in a tomogram",
+    "truth": f"the specimen across the beam (above) and along it (below): central sections {SLAB_ANGSTROM:.0f} Å "
+    "thick, and all of it; smoothed to 60 Å, with matter dark as in a tomogram",
     "views": "the views at both ends and in the middle of the tilt range, smoothed to 60 Å",
     "geometry": "the true geometry and defocus; what the microscope knows has no shifts and one defocus",
 }
@@ -197,12 +200,57 @@ def estimate(items: list[Item], params: SimulateParams) -> Estimate:
 
 _SECONDS_A_GAUSSIAN = 2.5e-7
 _SECONDS_A_PIXEL = 1e-6
+_MOST_VOXELS = 4 * 10**9
+_LABEL = "verglas: potential in V"
+
+
+@dataclass(frozen=True, eq=False)
+class MadeSeries:
+    """A series in memory.
+
+    Parameters
+    ----------
+    scheme
+        The nominal and the true record.
+    field
+        What is in the field of view, with every place and angle.
+    images
+        `(n, y, x)` electrons per pixel.
+    density
+        `(z, y, x)` potential above that of ice, V.
+    voxel_size_angstrom
+        Side of a voxel of the density, Å.
+    """
+
+    scheme: "TiltScheme"
+    field: "Specimen"
+    images: FloatArray
+    density: FloatArray
+    voxel_size_angstrom: float
+
+
+def make_series(name: str, params: SimulateParams, stack: Path, *, workers: int | None = None) -> MadeSeries:
+    """Simulate one series, whose records say that its images are in `stack`, on `workers` threads."""
+    from verglas.algo.simulation.tilt_series import simulate_tilt_series
+    from verglas.algo.simulation.truth import render_specimen
+    from verglas.algo.simulation.views import Conditions
+
+    seed = _seed_of(name, params)
+    scheme = plan_series(name, seed, params, stack)
+    field, whole = build_scene(name, seed, params, scheme.truth)
+    conditions = Conditions(noise=params.noise, ice_noise=params.noise)
+    images = simulate_tilt_series(whole, scheme.truth, conditions=conditions, seed=seed, workers=workers)
+    voxel = params.truth_voxel_size or params.pixel_size
+    return MadeSeries(scheme, field, images, render_specimen(whole, truth_shape(params), voxel), voxel)
+
+
+def _seed_of(name: str, params: SimulateParams) -> int:
+    """Give a series a seed that does not depend on how many there are."""
+    return zlib.crc32(f"{params.seed} {name}".encode())
 
 
 def plan_series(name: str, seed: int, params: SimulateParams, stack: Path) -> "TiltScheme":
     """Make the nominal and the true record of a series whose images are in `stack`."""
-    from dataclasses import replace
-
     from verglas.algo.simulation.tilt_scheme import make_tilt_scheme
 
     width, height = params.image_size
@@ -215,8 +263,7 @@ def plan_series(name: str, seed: int, params: SimulateParams, stack: Path) -> "T
         exposure_e_per_a2=params.exposure,
         defocus_angstrom=params.defocus,
         axis_angle_deg=params.axis_angle,
-        # A tomogram wants some room above and below the ice.
-        volume_shape=(2 * round(0.6 * params.thickness / params.pixel_size) or 2, height, width),
+        volume_shape=_volume_of(params),
         misalignment=_misalign(params.misalignment),
         seed=seed,
     )
@@ -258,16 +305,22 @@ def build_scene(
 def truth_shape(params: SimulateParams) -> tuple[int, int, int]:
     """`(z, y, x)` voxels of the true volumes, which are those of a tomogram of the same voxel size."""
     voxel = params.truth_voxel_size or params.pixel_size
-    depth = 2 * round(0.6 * params.thickness / params.pixel_size) or 2
-    z, y, x = (
-        max(1, round(size * params.pixel_size / voxel)) for size in (depth, *reversed(params.image_size))
-    )
+    z, y, x = (max(1, round(size * params.pixel_size / voxel)) for size in _volume_of(params))
     return z, y, x
+
+
+def _volume_of(params: SimulateParams) -> tuple[int, int, int]:
+    """`(z, y, x)` of the field of view in pixels, with some room above and below the ice."""
+    width, height = params.image_size
+    # With the tilt axis along the images' x, the specimen's x is their y.
+    if abs(math.sin(math.radians(params.axis_angle))) > math.sqrt(0.5):
+        width, height = height, width
+    return 2 * round(0.6 * params.thickness / params.pixel_size) or 2, height, width
 
 
 def _field_of(params: SimulateParams) -> tuple[float, float, float]:
     """Sides of the field of view and thickness of the ice, xyz, Å."""
-    width, height = params.image_size
+    _, height, width = _volume_of(params)
     return width * params.pixel_size, height * params.pixel_size, params.thickness
 
 
@@ -312,21 +365,23 @@ def _make_species(params: SimulateParams) -> "Species":
     return Species(name, centre_scatterers(coarsen_scatterers(body, params.pixel_size)))
 
 
-def _write_reference(params: SimulateParams, folder: Path) -> None:
+def _write_references(params: SimulateParams, folder: Path) -> list[str]:
     """Write the density of each molecule in its own frame, in a box that holds it with room to spare."""
     from verglas.algo.simulation.render import render_volume
     from verglas.io.mrc import write_mrc
 
     voxel = params.truth_voxel_size or params.pixel_size
+    paths = []
     for population in _populate(params):
         species = population.species
         box = 2 * round(1.25 * species.scatterers.radius_angstrom / voxel) + 2
         density = render_volume(species.scatterers, (box, box, box), voxel, sampling="average")
-        path = folder / f"truth/references/{species.name}.mrc"
-        write_mrc(path, density, voxel_size_angstrom=voxel, label="verglas: potential in V")
+        paths.append(f"truth/references/{species.name}.mrc")
+        write_mrc(folder / paths[-1], density, voxel_size_angstrom=voxel, label=_LABEL)
+    return paths
 
 
-def _describe_specimen(field: "Specimen", params: SimulateParams) -> dict[str, Any]:
+def _describe_specimen(field: "Specimen") -> dict[str, Any]:
     def tabulate(balls: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
         return [
             {"centre_angstrom": np.round(ball[:3], 3).tolist(), "radius_angstrom": float(ball[3])}
@@ -340,15 +395,14 @@ def _describe_specimen(field: "Specimen", params: SimulateParams) -> dict[str, A
     }
 
 
-def _draw_truth(name: str, density: npt.NDArray[np.float32], voxel: float, folder: Path) -> str:
-    from verglas.figures.tomogram import draw_orthogonal_slices
+def _draw_truth(made: MadeSeries, folder: Path) -> str:
+    from verglas.figures.comparison import draw_side_by_side
     from verglas.steps.sections import cut_sections
 
-    path = f"figures/{name}_slices.png"
-    sections = cut_sections(density, voxel)
-    draw_orthogonal_slices(
-        *(-section for section in sections), voxel, folder / path, title=f"{name}, the truth"
-    )
+    path, matter = f"figures/{made.field.name}_truth.png", -made.density
+    xy, xz, _ = cut_sections(matter, made.voxel_size_angstrom)
+    columns = [("central sections", xy, xz), ("all of it", matter.mean(axis=0), matter.mean(axis=1))]
+    draw_side_by_side(columns, made.voxel_size_angstrom, folder / path)
     return path
 
 

@@ -231,6 +231,8 @@ class RunReport:
         Names of the items that were finished before.
     failed
         One sentence for each item that failed.
+    bugs
+        Names of the failed items whose error is none that the user could mend.
     seconds
         Wall time.
     summary
@@ -241,6 +243,7 @@ class RunReport:
     skipped: tuple[str, ...]
     failed: dict[str, str]
     seconds: float
+    bugs: tuple[str, ...] = ()
     summary: Summary | None = None
 
 
@@ -288,6 +291,7 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
             skipped=tuple(skipped),
             failed=dict(sorted(failed.items())),
             seconds=time.perf_counter() - started,
+            bugs=tuple(sorted(outcome.name for outcome in outcomes if outcome.traceback)),
         )
         return _finish(step, params, folder, run, report)
 

@@ -10,8 +10,9 @@ import pytest
 from tests.steps import tiny
 from verglas.cli.app import build_app, main
 from verglas.cli.registry import COMMANDS, TILT_SERIES, StepCommand
+from verglas.cli.step_command import exit_status
 from verglas.errors import UserError
-from verglas.steps.step import Step
+from verglas.steps.step import RunReport, Step
 
 TINY = StepCommand("tiny", "tests.steps.tiny.STEP", TILT_SERIES, "Sum numbers.")
 BROKEN = Step(
@@ -87,7 +88,7 @@ def test_failed_items_give_status_1_and_their_names(numbers, tmp_path, capsys):
         (["tiny", "{in}/none", "--out", "{out}"], "there is nothing to do"),
         (["tiny", "{in}", "--out", "{in}/T_1.txt/out"], "cannot be made: Not a directory"),
         (["typo"], "typo"),
-        (["bench", "typo"], "expected one of backproject, reconstruct, resume, star"),
+        (["bench", "typo"], "expected one of backproject, fft-crop, reconstruct, resume, rotate, star"),
         (["report", "{in}"], "holds no job.json"),
     ],
 )
@@ -239,3 +240,18 @@ def test_validators_of_steps_speak_for_themselves(tmp_path):
 
     with pytest.raises(UserError, match=r"^`scale` must not be 13; got 13$"):
         build_params(Picky, {"input": Path(), "scale": 13}, None)
+
+
+@pytest.mark.parametrize(
+    ("done", "failed", "bugs", "status"),
+    [
+        (("a",), {}, (), 0),
+        (("a",), {"b": "no file"}, (), 1),
+        ((), {"a": "no file", "b": "no file"}, (), 2),
+        ((), {"a": "no file", "b": "KeyError: x"}, ("b",), 1),
+    ],
+)
+def test_exit_status_tells_what_the_user_can_mend(
+    done: tuple[str, ...], failed: dict[str, str], bugs: tuple[str, ...], status: int
+) -> None:
+    assert exit_status(RunReport(done, (), failed, 1.0, bugs)) == status

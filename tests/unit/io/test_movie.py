@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from verglas.errors import FileFormatError, MissingFileError, OutOfMemoryError, UserError
@@ -413,6 +413,7 @@ def test_strips_that_unpack_to_less_or_much_more_are_refused(tmp_path):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.lists(st.tuples(st.integers(4, 10**6), st.integers(0, 255)), min_size=1, max_size=6))
+@example(changes=[(2810, 6)])  # the place of the data becomes a signed number below 0
 def test_random_bytes_in_a_tiff_never_do_worse_than_a_sentence(tmp_path, changes):
     raw = bytearray(pack_tiff([(make_tags(4, 6, compression=8), [zlib.compress(bytes(24))])] * 2, big=False))
     for place, value in changes:

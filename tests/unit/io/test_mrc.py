@@ -505,6 +505,16 @@ def test_rows_make_the_same_file_as_sections(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows.statistics, sections.statistics, rtol=1e-6)
 
 
+def write_mixed(path: Path, volume: np.ndarray, *, rows_first: bool) -> None:
+    with create_mrc(path, volume.shape, voxel_size_angstrom=1.0) as writer:
+        if rows_first:
+            writer.write_rows(volume[:, :4])
+            writer.write(volume[:1])
+        else:
+            writer.write(volume[:1])
+            writer.write_rows(volume[:, :4])
+
+
 def test_missing_or_mixed_rows_are_refused(tmp_path: Path) -> None:
     volume = np.zeros((2, 6, 3), np.float32)
     with (
@@ -512,16 +522,8 @@ def test_missing_or_mixed_rows_are_refused(tmp_path: Path) -> None:
         create_mrc(tmp_path / "a.mrc", volume.shape, voxel_size_angstrom=1.0) as writer,
     ):
         writer.write_rows(volume[:, :4])
-    with (
-        pytest.raises(ValueError, match="without whole sections"),
-        create_mrc(tmp_path / "b.mrc", volume.shape, voxel_size_angstrom=1.0) as writer,
-    ):
-        writer.write(volume[:1])
-        writer.write_rows(volume[:, :4])
-    with (
-        pytest.raises(ValueError, match="begun with rows"),
-        create_mrc(tmp_path / "c.mrc", volume.shape, voxel_size_angstrom=1.0) as writer,
-    ):
-        writer.write_rows(volume[:, :4])
-        writer.write(volume[:1])
+    with pytest.raises(ValueError, match="without whole sections"):
+        write_mixed(tmp_path / "b.mrc", volume, rows_first=False)
+    with pytest.raises(ValueError, match="begun with rows"):
+        write_mixed(tmp_path / "c.mrc", volume, rows_first=True)
     assert not list(tmp_path.iterdir())

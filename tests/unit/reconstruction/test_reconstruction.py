@@ -228,7 +228,8 @@ def test_phases_flip_with_each_places_own_defocus() -> None:
     pixel, size, tilt = 3.0, 512, 55.0
     series = make_series(
         step=120.0, shape=(size, size), pixel=pixel, nominal_tilt_deg=np.array([-tilt, tilt]),
-        y_tilt_deg=np.array([-tilt, tilt]), defocus_u_angstrom=np.float64(15000), defocus_v_angstrom=np.float64(15000),
+        y_tilt_deg=np.array([-tilt, tilt]),
+        defocus_u_angstrom=np.float64(15000), defocus_v_angstrom=np.float64(15000),
     )  # fmt: skip
     frequency = np.hypot(np.fft.fftfreq(size, pixel)[:, None], np.fft.rfftfreq(size, pixel))
     place = 170 * pixel

@@ -259,11 +259,11 @@ def _defocus_offsets(shape: torch.Size, view: int, series: TiltSeries, frames: V
     image_x = (x - frames.centre_pixel[0]) * pixel_x - shift_x
     image_y = (y - frames.centre_pixel[1]) * pixel_y - shift_y
     inverse = torch.linalg.inv(frames.in_plane[view]).tolist()
-    s = inverse[0][0] * image_x + inverse[0][1] * image_y
-    w = inverse[1][0] * image_x + inverse[1][1] * image_y
-    tilt, x_tilt = torch.deg2rad(frames.y_tilt_deg[view]), torch.deg2rad(frames.x_tilt_deg[view])
+    tilt, x_tilt = (math.radians(float(angle[view])) for angle in (frames.y_tilt_deg, frames.x_tilt_deg))
     # Points of the plane z = 0 have w = y cos(x_tilt) and height q = y sin(x_tilt) = w tan(x_tilt); from
-    # s = x cos + q sin and depth = q cos - x sin follows:
-    q = w * x_tilt.tan()
-    depth = q / tilt.cos() - s * tilt.tan()
-    return torch.as_tensor(series.hand * depth, dtype=torch.float32)
+    # s = x cos + q sin and depth = q cos - x sin follows depth = q / cos - s tan, linear in the image's x and y.
+    rise, fall = math.tan(x_tilt) / math.cos(tilt), math.tan(tilt)
+    along_x = series.hand * (rise * inverse[1][0] - fall * inverse[0][0]) * image_x
+    along_y = series.hand * (rise * inverse[1][1] - fall * inverse[0][1]) * image_y
+    offsets: Tensor = along_y.float() + along_x.float()
+    return offsets

@@ -33,14 +33,25 @@ def reconstruct_blocks(
     tuple
         The first row of the block, and a volume `(z, rows, x)` for each subset.
     """
-    z_size, y_size, x_size = grid.shape
-    rows = max(1, min(y_size, BLOCK_BYTES // (4 * z_size * x_size * len(subsets))))
-    parts = [(coefficients[views], frames.take(views)) for views in subsets]
-    if len(subsets) == 1 and len(subsets[0]) == len(coefficients):
-        parts = [(coefficients, frames)]
+    rows, y_size = block_rows(grid, len(subsets)), grid.shape[1]
+    parts = [(_take_views(coefficients, views), frames.take(views)) for views in subsets]
     for start in range(0, y_size, rows):
         block = grid.rows(start, min(y_size, start + rows))
         yield start, [backproject(views, geometry, block) for views, geometry in parts]
+
+
+def block_rows(grid: VoxelGrid, subsets: int) -> int:
+    """Rows along y of one block, when this many volumes are made at once."""
+    z_size, y_size, x_size = grid.shape
+    return max(1, min(y_size, BLOCK_BYTES // (4 * z_size * x_size * subsets)))
+
+
+def _take_views(coefficients: Tensor, views: Tensor) -> Tensor:
+    """Select views, without a copy where they follow each other."""
+    first, count = int(views[0]), len(views)
+    if torch.equal(views, torch.arange(first, first + count)):
+        return coefficients[first : first + count]
+    return coefficients[views]
 
 
 def split_views(count: int) -> tuple[Tensor, Tensor]:

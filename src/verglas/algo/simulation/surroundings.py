@@ -32,19 +32,17 @@ def visible_extent(
         Of the slab.
     """
     height, width = (size * series.pixel_size_angstrom for size in series.image_shape)
-    reach = np.hypot(series.x_shift_angstrom, series.y_shift_angstrom)
-    axis = np.deg2rad(series.z_rot_deg)
+    reach = 2 * np.hypot(series.x_shift_angstrom, series.y_shift_angstrom)
+    axis, lean = np.deg2rad(series.z_rot_deg), np.deg2rad(series.x_tilt_deg)
     tilt = np.deg2rad(np.asarray(series.y_tilt_deg))
-    # The image's sides as seen along and across the tilt axis, then laid down on the tilted slab.
-    across = width * abs(np.cos(axis)) + height * abs(np.sin(axis)) + 2 * reach
-    along = width * abs(np.sin(axis)) + height * abs(np.cos(axis)) + 2 * reach
-    across = across / np.cos(tilt) + thickness_angstrom * abs(np.tan(tilt))
-    along = along + thickness_angstrom * abs(np.sin(np.deg2rad(series.x_tilt_deg)))
-    return (
-        max(float(across.max()), field_angstrom[0]),
-        max(float(along.max()), field_angstrom[1]),
-        thickness_angstrom,
-    )
+    # The image's sides along and across the tilt axis. A point of the slab lies at y cos(lean) - z sin(lean) along
+    # it, and at x cos(tilt) + (y sin(lean) + z cos(lean)) sin(tilt) across; both are solved for y and x.
+    along = width * abs(np.sin(axis)) + height * abs(np.cos(axis)) + reach
+    across = width * abs(np.cos(axis)) + height * abs(np.sin(axis)) + reach
+    y = (along + thickness_angstrom * abs(np.sin(lean))) / np.cos(lean)
+    depth = y * abs(np.sin(lean)) + thickness_angstrom * np.cos(lean)
+    x = (across + depth * abs(np.sin(tilt))) / np.cos(tilt)
+    return max(float(x.max()), field_angstrom[0]), max(float(y.max()), field_angstrom[1]), thickness_angstrom
 
 
 def surround_specimen(

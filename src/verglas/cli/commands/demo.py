@@ -37,7 +37,7 @@ def choose_simulation() -> "SimulateParams":
     from verglas.steps.simulate import SimulateParams
 
     return SimulateParams(
-        # With this seed the vesicle lies whole in the central sections, and no bead's streaks cross them.
+        # With this seed the vesicle lies whole in the central sections.
         name="demo",
         seed=52,
         image_size=(384, 384),
