@@ -6,7 +6,7 @@ its own defocus.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,12 @@ class FilterBank:
     def score(self, defocus_angstrom: FloatArray, offset_angstrom: FloatArray) -> FloatArray:
         """`(d,)` normalised correlation of the view."""
         return np.asarray(self.look_up(defocus_angstrom, offset_angstrom).sum(axis=0))
+
+
+def keep_rows(bank: FilterBank, rows: npt.NDArray[np.bool_]) -> FilterBank:
+    """Leave out the other rows of a view."""
+    names = ("correlation", "weight", "depth_angstrom", "direction_deg")
+    return replace(bank, **{name: getattr(bank, name)[rows] for name in names})
 
 
 def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope: FloatArray) -> FilterBank:
