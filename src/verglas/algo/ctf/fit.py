@@ -79,6 +79,11 @@ class SeriesDefocus:
         return self.significance >= LEAST_SIGNIFICANCE
 
     @property
+    def verdict(self) -> int:
+        """Hand that the data show: +1, -1, or 0 when they cannot tell."""
+        return self.hand_check.verdict if self.is_found else 0
+
+    @property
     def principal(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """`(n,)` defocus u and v in Å, u the larger, and the angle of u from x in degrees, -90 to 90."""
         a, b = self.views.astigmatism.T

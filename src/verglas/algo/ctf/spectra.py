@@ -155,7 +155,7 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
         power=power[used],
         samples=samples[used],
         depth_angstrom=heights[used],
-        frequency=(bins + 0.5) / (_padded(size) * pixel),
+        frequency=bins / (_padded(size) * pixel),
         direction_deg=(np.arange(SECTORS) + 0.5) * 180.0 / SECTORS,
         tile_angstrom=size * pixel,
         depth_spread_angstrom=math.hypot(_HANN_SPREAD * size * pixel * slope, step / math.sqrt(12)),
@@ -219,11 +219,10 @@ def _sum_tiles(
 ) -> tuple[FloatArray, FloatArray]:
     """Average the power of tiles over groups, sectors and rings: `(g, a, k)` means and numbers of samples."""
     padded = _padded(size)
-    place, counts = _polar_bins(padded, size, pixel, band, image.device)
     count = int(groups.max()) + 1
     window = torch.hann_window(size, periodic=False, device=image.device)
     window = window[:, None] * window
-    sums = torch.zeros((count, len(counts)), dtype=torch.float64, device=image.device)
+    sums = torch.zeros((count, padded, padded // 2 + 1), device=image.device)
     tiles = np.zeros(count)
     corners = [
         (y, x, g)
@@ -235,17 +234,18 @@ def _sum_tiles(
         part = corners[first : first + at_once]
         stack = torch.stack([image[y : y + size, x : x + size] for y, x, _ in part])
         sd, mean = torch.std_mean(stack, dim=(1, 2), keepdim=True)
+        is_blank = sd.flatten() < 1e-9
         stack = (stack - mean) / sd.clamp(min=1e-12) * window
-        transform = torch.fft.rfft2(stack, s=(padded, padded)).flatten(1)
-        for one, (_, _, group), is_blank in zip(transform, part, (sd.flatten() < 1e-9).tolist(), strict=True):
-            if not is_blank:
-                power = one.real.square() + one.imag.square()
-                sums[group] += torch.bincount(place, power.double(), minlength=len(counts) + 1)[:-1]
+        transform = torch.fft.rfft2(stack, s=(padded, padded))
+        power = transform.real.square() + transform.imag.square()
+        for one, (_, _, group), blank in zip(power, part, is_blank.tolist(), strict=True):
+            if not blank:
+                sums[group] += one
                 tiles[group] += 1
-    shape = (count, SECTORS, -1)
-    power = sums.cpu().numpy() / np.maximum(tiles[:, None] * counts[None], 1)
-    samples = tiles[:, None] * counts[None] / _redundancy(image, starts, size)
-    return power.reshape(shape), samples.reshape(shape)
+    polar, counts = _average_polar(sums, size, pixel, band)
+    power = polar / np.maximum(tiles[:, None, None], 1)
+    samples = tiles[:, None, None] * counts / _redundancy(image, starts, size)
+    return power, samples
 
 
 def _redundancy(image: Tensor, starts: list[list[int]], size: int) -> float:
@@ -264,17 +264,30 @@ def _redundancy(image: Tensor, starts: list[list[int]], size: int) -> float:
     return factor
 
 
-def _polar_bins(
-    padded: int, size: int, pixel: float, band: Band, device: torch.device
-) -> tuple[Tensor, FloatArray]:
-    """Sector and ring of each coefficient of the half transform, the last number for none; and their sizes."""
-    y, x = frequency_axes((padded, padded), pixel, device=device)
+def _average_polar(
+    power: Tensor, size: int, pixel: float, band: Band
+) -> tuple[FloatArray, FloatArray]:
+    """Means of half transforms in sectors and rings `(g, a, k)`, and the coefficients in each `(a, k)`.
+
+    A coefficient is shared out between the two rings next to its frequency. In whole it would be half a ring off
+    along the axes, where frequencies are whole numbers: as much as 100 Å of astigmatism.
+    """
+    padded = _padded(size)
+    y, x = frequency_axes((padded, padded), pixel, dtype=torch.float64, device=power.device)
     bins = _frequency_bins(size, pixel, band)
-    ring = torch.floor((x.square() + y.square()).sqrt() * padded * pixel).long() - int(bins[0])
-    angle = torch.rad2deg(torch.atan2(y, x)) % 180.0
-    sector = torch.floor(angle * SECTORS / 180.0).long().clamp(max=SECTORS - 1)
-    inside = (ring >= 0) & (ring < len(bins)) & (x > 0)
-    none = SECTORS * len(bins)
-    place = torch.where(inside, sector * len(bins) + ring, none).flatten()
-    counts = torch.bincount(place, minlength=none + 1)[:-1]
-    return place, counts.cpu().numpy().astype(float)
+    rings = len(bins) + 2  # one more at either end takes what lies outside
+    place = (x.square() + y.square()).sqrt() * padded * pixel - float(bins[0]) + 1
+    sector = torch.floor(torch.rad2deg(torch.atan2(y, x)) % 180.0 * SECTORS / 180.0).long()
+    used = (place > 0) & (place < rings - 1) & (x > 0)
+    lower = torch.floor(place).long()
+    share = (place - lower)[used]
+    index = (sector.clamp(max=SECTORS - 1) * rings + lower)[used]
+    values = power[:, used].double()
+
+    def collect(some: Tensor) -> Tensor:
+        sums = some.new_zeros(*some.shape[:-1], SECTORS * rings)
+        sums.index_add_(-1, index, some * (1 - share)).index_add_(-1, index + 1, some * share)
+        return sums.unflatten(-1, (SECTORS, rings))[..., 1:-1]
+
+    counts = collect(torch.ones_like(share))
+    return (collect(values) / counts.clamp(min=1e-9)).cpu().numpy(), counts.cpu().numpy()
