@@ -20,7 +20,7 @@ ASTIGMATISM_REACH = 1500.0
 """Half of the largest difference between defocus u and v, Å."""
 
 _FREEDOM = 4.0
-_LEAST_SPREAD = 100.0
+_USUAL_SPREAD, _USUAL_VIEWS = 200.0, 10  # of autofocus, Å; and how many views that knowledge is worth
 _LEAST_ASTIGMATISM_SPREAD = 10.0
 _OFF_AXIS = 5000.0
 _FEWEST_FOR_TREND = 7
@@ -120,8 +120,9 @@ def _fit_defocus(
         trust = posterior * (_FREEDOM + 1) / (_FREEDOM + np.square(deviation))
         weight = trust.sum(axis=1)
         trend = _fit_trend(terms, trust @ steps / weight, weight / spread**2)
-        square = float((trust * np.square(steps - trend[:, None])).sum() / len(banks))
-        spread = min(max(math.sqrt(square), _LEAST_SPREAD), reach)
+        square = float((trust * np.square(steps - trend[:, None])).sum())
+        known = square + _USUAL_VIEWS * _USUAL_SPREAD**2
+        spread = min(math.sqrt(known / (len(banks) + _USUAL_VIEWS)), reach)
     mean = posterior @ steps
     error = np.sqrt((posterior * np.square(steps - mean[:, None])).sum(axis=1))
     return ViewFits(centre + mean, error, astigmatism, centre + trend)

@@ -39,13 +39,14 @@ class Profile:
 def average_profile(views: Sequence[ViewSpectra], optics: Optics, found: SeriesDefocus) -> Profile:
     """Stretch the frequencies of every row to the mean defocus, and average all rows of all views."""
     frequency = views[0].frequency
-    mean = float(np.median(found.defocus_angstrom))
+    mean = float(found.views.defocus_angstrom.mean())
     total, weight, fit, background = (np.zeros(len(frequency)) for _ in range(4))
-    for view, defocus in zip(views, found.defocus_angstrom, strict=True):
+    fits = found.views
+    for view, defocus, own in zip(views, fits.defocus_angstrom, fits.astigmatism, strict=True):
         flat = flatten_spectra(view)
         background += flat.background.mean(axis=0) / len(views)
         for g, height in enumerate(view.depth_angstrom):
-            rows = defocus + found.hand * height + astigmatism_offsets(view.direction_deg, found.astigmatism)
+            rows = defocus + found.hand * height + astigmatism_offsets(view.direction_deg, own)
             for a, row in enumerate(rows):
                 place = _stretch(frequency, mean, float(row), optics)
                 inside = (place >= frequency[0]) & (place <= frequency[-1])

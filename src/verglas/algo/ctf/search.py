@@ -18,6 +18,9 @@ from verglas.model import Optics
 FloatArray = npt.NDArray[np.floating]
 
 
+_LEAST_KEPT = 0.1
+
+
 @dataclass(frozen=True)
 class DefocusGrid:
     """Equally spaced defoci, Å."""
@@ -98,15 +101,17 @@ def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope:
     """
     flat = flatten_spectra(spectra)
     root = np.sqrt(ring_weights(spectra.frequency))[:, None]
-    rings = envelope[:, None] * make_rings(spectra, optics, grid.values) * root
+    loss = window_loss(spectra, optics, grid.values)
+    # A tile's window damps fine rings and the noise there alike, so damped by `loss` the noise is white.
+    rings = envelope[:, None] * _oscillate(spectra, optics, grid.values) * root
     # Weighted by what is known of each frequency, and without what could be background.
-    rings -= flat.basis @ (flat.basis.T @ rings)
+    white, filters = (one - flat.basis @ (flat.basis.T @ one) for one in (rings, rings / loss))
     rows = flat.ripple.reshape(-1, flat.ripple.shape[-1])
     weight = spectra.samples.mean(axis=-1).ravel()
     groups, sectors = spectra.samples.shape[:2]
     return FilterBank(
-        correlation=weight[:, None] * ((rows * root.T).astype(np.float32) @ rings.astype(np.float32)),
-        norm=np.square(rings).sum(axis=0),
+        correlation=weight[:, None] * ((rows * root.T).astype(np.float32) @ filters.astype(np.float32)),
+        norm=np.square(white).sum(axis=0),
         weight=weight,
         depth_angstrom=np.repeat(spectra.depth_angstrom, sectors),
         direction_deg=np.tile(spectra.direction_deg, groups),
@@ -116,6 +121,10 @@ def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope:
 
 def make_rings(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray) -> FloatArray:
     """`(k, f)` the part of CTF² that oscillates, -cos 2χ, as far as tiles of this size and tilt show it."""
+    return _oscillate(spectra, optics, defocus_angstrom) * window_loss(spectra, optics, defocus_angstrom)
+
+
+def _oscillate(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray) -> FloatArray:
     square = np.square(spectra.frequency)[:, None]
     wavelength = optics.wavelength_angstrom
     phase = (
@@ -123,12 +132,20 @@ def make_rings(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArra
         - 0.5 * math.pi * optics.cs_mm * 1e7 * wavelength**3 * square**2
         + math.asin(optics.amplitude_contrast)
     )
-    # A ring of period p in frequency comes from detail 1/p apart in the image, of which a tile's window keeps a part.
-    lag = np.abs(2 * wavelength * defocus_angstrom[None] * np.sqrt(square))
+    blur = np.exp(-0.5 * np.square(2 * math.pi * wavelength * square * spectra.depth_spread_angstrom))
+    return np.asarray(-np.cos(2 * phase) * blur)
+
+
+def window_loss(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray) -> FloatArray:
+    """`(k, f)` what the window of a tile leaves of the rings.
+
+    A ring of period p in frequency comes from detail 1/p apart in the image. Of that the window keeps its
+    autocorrelation at this distance.
+    """
+    lag = 2 * optics.wavelength_angstrom * np.abs(defocus_angstrom[None]) * spectra.frequency[:, None]
     lag = np.minimum(lag / spectra.tile_angstrom, 1.0)
     kept = (1 - lag) * (2 + np.cos(2 * np.pi * lag)) / 3 + np.sin(2 * np.pi * lag) / (2 * np.pi)
-    blur = np.exp(-0.5 * np.square(2 * math.pi * wavelength * square * spectra.depth_spread_angstrom))
-    return np.asarray(-np.cos(2 * phase) * kept * blur)
+    return np.asarray(np.maximum(kept, _LEAST_KEPT))
 
 
 def astigmatism_offsets(direction_deg: FloatArray, astigmatism: FloatArray) -> FloatArray:
