@@ -99,7 +99,7 @@ def summarise(results: dict[str, ItemResult], params: CtfParams, folder: Path) -
 
     values = {
         "tilt series": Value(len(results), "", "whose defocus was found"),
-        "defocus": Value(round(median("defocus_angstrom", 0) / 1e4, 3), "µm", "at the tilt axis; median"),
+        "defocus": Value(round(median("defocus_angstrom", 0) / 1e4, 3), "µm", "at the tilt axis, of all views; median"),
         "astigmatism": Value(median("astigmatism_angstrom", 0), "Å", "defocus u less v; median"),
         "error": Value(
             median("defocus_error_angstrom", 0), "Å", "standard error of one view's defocus; median"
@@ -126,8 +126,9 @@ def estimate(items: list[Item], params: CtfParams) -> Estimate:
 
 
 _CAPTIONS = {
-    "views": "defocus of each view with its standard error; on the right the slope of the defocus over the tilted "
-    "field, which peaks at +1 or -1 and so tells the hand",
+    "views": "defocus of each view with its standard error, and astigmatism, over the tilt",
+    "hand": "on the left the correlation of tiles below, near and above the tilt axis over their own defocus; on the "
+    "right that of all tiles over the slope of the defocus, which peaks at +1 or -1 and so tells the hand",
     "search": "correlation of the average spectrum with the CTF over the defocus; one peak should stand out",
     "rings": "average spectrum with its background, and its rings with the fitted CTF",
 }
@@ -171,9 +172,10 @@ def _measure(series: TiltSeries, band: "Band", context: Context) -> "list[ViewSp
 def _estimate(series: TiltSeries, views: "list[ViewSpectra]", params: CtfParams) -> "SeriesDefocus":
     from verglas.algo.ctf.fit import LEAST_SIGNIFICANCE, SearchRange, estimate_defocus
 
+    tilts = np.asarray(series.y_tilt_deg)
     search = SearchRange(1e4 * params.lowest_defocus, 1e4 * params.highest_defocus, 1e4 * params.view_range)
     try:
-        found = estimate_defocus(views, series.optics, search, hand=series.hand)
+        found = estimate_defocus(views, tilts, series.optics, search, hand=series.hand)
     except UserError as error:
         raise UserError(
             f"the defocus of {series.name!r} cannot be fitted at {series.pixel_size_angstrom:g} Å per pixel: {error}"
@@ -187,12 +189,18 @@ def _estimate(series: TiltSeries, views: "list[ViewSpectra]", params: CtfParams)
 
 
 def _fill_in(whole: TiltSeries, found: "SeriesDefocus") -> TiltSeries:
-    """Put defocus and hand into the record; views left out get the mean, so that the table has no gaps."""
+    """Put defocus and hand into the record; views left out get the medians, so that the table has no gaps."""
     u, v, angle = found.principal
-    columns = {"defocus_u_angstrom": u, "defocus_v_angstrom": v}
-    changes: dict[str, Any] = {"defocus_angle_deg": np.full(len(whole), angle), "hand": found.hand}
-    for name, values in columns.items():
-        column = np.full(len(whole), float(np.median(values)))
+    # Angles of a weak astigmatism scatter round the circle; the one of the mean does not.
+    a, b = found.views.astigmatism.mean(axis=0)
+    usual = float(np.rad2deg(0.5 * np.arctan2(b, a)))
+    changes: dict[str, Any] = {"hand": found.hand}
+    for name, values, other in (
+        ("defocus_u_angstrom", u, float(np.median(u))),
+        ("defocus_v_angstrom", v, float(np.median(v))),
+        ("defocus_angle_deg", angle, usual),
+    ):
+        column = np.full(len(whole), other)
         column[whole.selected] = values
         changes[name] = column
     return replace(whole, **changes)
@@ -216,17 +224,16 @@ def _tell_hand(series: TiltSeries, found: "SeriesDefocus") -> str:
 
 
 def _describe(series: TiltSeries, found: "SeriesDefocus") -> dict[str, Any]:
-    u, v, angle = found.principal
+    u, v, _ = found.principal
     return {
         "views": len(series),
-        "defocus_angstrom": float(np.median(found.defocus_angstrom)),
-        "defocus_error_angstrom": float(np.median(found.error_angstrom)),
-        "astigmatism_angstrom": float(u[0] - v[0]),
-        "astigmatism_angle_deg": angle,
+        "defocus_angstrom": float(found.views.defocus_angstrom.mean()),
+        "defocus_error_angstrom": float(np.median(found.views.error_angstrom)),
+        "astigmatism_angstrom": float(np.median(u - v)),
         "significance": found.significance,
         "hand": found.hand,
         "hand_verdict": _tell_hand(series, found),
-        "hand_significance": found.hand_significance,
+        "hand_significance": found.hand_check.significance,
         "weakest_view_score": float(found.view_score.min()),
     }
 
@@ -238,12 +245,12 @@ def _judge(series: TiltSeries, found: "SeriesDefocus") -> list[str]:
     if verdict == "flipped":
         told.append(
             f"the hand is flipped: the defocus over the field changes as hand {found.hand:+d} says, not "
-            f"{series.hand:+d}, by {abs(found.hand_significance):.1f} standard deviations; the table now has "
+            f"{series.hand:+d}, by {abs(found.hand_check.significance):.1f} standard deviations; the table now has "
             f"{found.hand:+d}"
         )
     elif verdict == "cannot tell" and len(series) > 1:
         told.append(
-            f"the hand cannot be told from the defocus ({abs(found.hand_significance):.1f} standard deviations); "
+            f"the hand cannot be told from the defocus ({abs(found.hand_check.significance):.1f} standard deviations); "
             f"{series.hand:+d} is kept"
         )
     weak = int((found.view_score < 2.0).sum())
@@ -255,29 +262,33 @@ def _judge(series: TiltSeries, found: "SeriesDefocus") -> list[str]:
 def _draw(series: TiltSeries, views: "list[ViewSpectra]", found: "SeriesDefocus", folder: Path) -> list[str]:
     from verglas.algo.ctf.fit import LEAST_SIGNIFICANCE
     from verglas.algo.ctf.profile import average_profile
-    from verglas.figures.ctf import draw_rings, draw_search, draw_view_defocus
+    from verglas.figures.ctf import draw_hand, draw_rings, draw_search, draw_view_defocus
 
     paths = {kind: f"figures/{series.name}_{kind}.png" for kind in _CAPTIONS}
     score, defocus = found.search_score, found.search_defocus_angstrom
     draw_search(defocus, score, float(defocus[score.argmax()]), LEAST_SIGNIFICANCE, folder / paths["search"])
     profile = average_profile(views, series.optics, found)
-    draw_rings(
-        profile.frequency,
-        profile.power,
-        profile.background,
-        profile.ripple,
-        profile.fit,
-        folder / paths["rings"],
-    )
-    told = f"the hand {series.hand:+d} in the table: {_tell_hand(series, found)}"
+    curves = {name: getattr(profile, name) for name in ("frequency", "power", "background", "ripple", "fit")}
+    maps = (profile.ripple_2d, profile.fit_2d)
+    draw_rings(curves, profile.direction_deg, maps, folder / paths["rings"])
+    u, v, _ = found.principal
     draw_view_defocus(
         np.asarray(series.y_tilt_deg),
-        found.defocus_angstrom,
-        found.error_angstrom,
-        found.gain,
-        found.gain_score,
-        f"{told} ({abs(found.hand_significance):.1f} σ)",
+        found.views.defocus_angstrom,
+        found.views.error_angstrom,
+        found.views.trend_angstrom,
+        u - v,
         folder / paths["views"],
+    )
+    check = found.hand_check
+    told = f"the hand {series.hand:+d} in the table: {_tell_hand(series, found)}"
+    draw_hand(
+        check.defocus_angstrom,
+        {"below the axis": check.below, "near the axis": check.axis, "above the axis": check.above},
+        check.gain,
+        check.gain_score,
+        f"{told} ({abs(check.significance):.1f} σ)",
+        folder / paths["hand"],
     )
     return list(paths.values())
 

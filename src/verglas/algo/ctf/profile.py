@@ -27,6 +27,10 @@ class Profile:
         `(k,)` relative.
     ripple, fit
         `(k,)` power over background less one, and the rings of the fitted defocus.
+    direction_deg
+        `(a,)` from x towards y.
+    ripple_2d, fit_2d
+        `(a, k)` the same in each direction, with the astigmatism that all views share left in.
     """
 
     frequency: FloatArray
@@ -34,33 +38,87 @@ class Profile:
     background: FloatArray
     ripple: FloatArray
     fit: FloatArray
+    direction_deg: FloatArray
+    ripple_2d: FloatArray
+    fit_2d: FloatArray
 
 
-def average_profile(views: Sequence[ViewSpectra], optics: Optics, found: SeriesDefocus) -> Profile:
-    """Stretch the frequencies of every row to the mean defocus, and average all rows of all views."""
-    frequency = views[0].frequency
+def average_profile(spectra: Sequence[ViewSpectra], optics: Optics, found: SeriesDefocus) -> Profile:
+    """Stretch the frequencies of every row to the mean defocus, and average the rows of all views.
+
+    Parameters
+    ----------
+    spectra
+        Of the views.
+    optics
+        Voltage, Cs and amplitude contrast.
+    found
+        What was fitted to them.
+    """
+    frequency, direction = spectra[0].frequency, spectra[0].direction_deg
+    shared = found.views.astigmatism.mean(axis=0)
     mean = float(found.views.defocus_angstrom.mean())
-    total, weight, fit, background = (np.zeros(len(frequency)) for _ in range(4))
+    basis = flatten_spectra(spectra[0]).basis
+    ripple = _average_ripple(spectra, optics, found, np.zeros(2))
+    weight = ripple.weight.sum(axis=0)
+    curve = np.where(weight > 0, ripple.total.sum(axis=0) / np.maximum(weight, 1e-12), 0.0)
+    model = found.envelope * _model_rings(spectra, optics, np.array([mean]))[:, 0]
+    curve, fit = (_without_background(one, basis, frequency) for one in (curve, model))
+    scale = max(float((curve * fit * frequency).sum()), 0.0) / max(
+        float((fit * fit * frequency).sum()), 1e-12
+    )
+    own = _average_ripple(spectra, optics, found, shared)
+    model = found.envelope * _model_rings(spectra, optics, mean + astigmatism_offsets(direction, shared)).T
+    background = sum(flatten_spectra(view).background.mean(axis=0) for view in spectra) / len(spectra)
+    return Profile(
+        frequency=frequency,
+        power=background * (1 + curve),
+        background=background,
+        ripple=curve,
+        fit=scale * fit,
+        direction_deg=direction,
+        ripple_2d=np.where(own.weight > 0, own.total / np.maximum(own.weight, 1e-12), 0.0),
+        fit_2d=scale * model,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Weighted sums in each direction, `(a, k)`."""
+
+    total: FloatArray
+    weight: FloatArray
+
+
+def _average_ripple(
+    spectra: Sequence[ViewSpectra], optics: Optics, found: SeriesDefocus, kept_astigmatism: FloatArray
+) -> _Sums:
+    """Bring all rows to the mean defocus, but for an astigmatism that is left in."""
+    frequency, direction = spectra[0].frequency, spectra[0].direction_deg
+    mean = float(found.views.defocus_angstrom.mean())
+    aims = mean + astigmatism_offsets(direction, kept_astigmatism)
+    total, weight = (np.zeros((len(direction), len(frequency))) for _ in range(2))
     fits = found.views
-    for view, defocus, own in zip(views, fits.defocus_angstrom, fits.astigmatism, strict=True):
+    for view, defocus, own in zip(spectra, fits.defocus_angstrom, fits.astigmatism, strict=True):
         flat = flatten_spectra(view)
-        background += flat.background.mean(axis=0) / len(views)
         for g, height in enumerate(view.depth_angstrom):
-            rows = defocus + found.hand * height + astigmatism_offsets(view.direction_deg, own)
-            for a, row in enumerate(rows):
-                place = _stretch(frequency, mean, float(row), optics)
+            rows = defocus + found.hand * height + astigmatism_offsets(direction, own)
+            for a, (row, aim) in enumerate(zip(rows, aims, strict=True)):
+                place = _stretch(frequency, float(aim), float(row), optics)
                 inside = (place >= frequency[0]) & (place <= frequency[-1])
                 samples = np.where(inside, view.samples[g, a], 0.0)
-                total += samples * np.interp(place, frequency, flat.ripple[g, a])
-                weight += samples
-        fit += view.samples.sum(axis=(0, 1)) * make_rings(view, optics, np.array([mean]))[:, 0]
-    known = weight > 0
-    ripple = np.where(known, total / np.maximum(weight, 1e-12), 0.0)
-    rings = found.envelope * fit / np.maximum(weight, 1e-12) * known
-    basis = flatten_spectra(views[0]).basis
-    ripple, rings = (_without_background(curve, basis, frequency) for curve in (ripple, rings))
-    rings *= (ripple * rings * frequency).sum() / max(float((rings * rings * frequency).sum()), 1e-12)
-    return Profile(frequency, background * (1 + ripple), background, ripple, rings)
+                total[a] += samples * np.interp(place, frequency, flat.ripple[g, a])
+                weight[a] += samples
+    return _Sums(total, weight)
+
+
+def _model_rings(spectra: Sequence[ViewSpectra], optics: Optics, defocus: FloatArray) -> FloatArray:
+    """`(k, d)` mean over the views of the rings that each shows of a defocus."""
+    weights = [float(view.samples.sum()) for view in spectra]
+    rings = sum(
+        weight * make_rings(view, optics, defocus) for weight, view in zip(weights, spectra, strict=True)
+    )
+    return np.asarray(rings / sum(weights))
 
 
 def _stretch(frequency: FloatArray, mean: float, own: float, optics: Optics) -> FloatArray:
