@@ -87,7 +87,8 @@ def make_case(number: int, size: int, *, views: int = 41, exposure_e_per_a2: flo
     defocus += rng.uniform(-1000, 1000) * np.sin(turn) + rng.uniform(-1000, 1000) * (1 - np.cos(turn))
     half = (scheme.truth.defocus_u_angstrom - scheme.truth.defocus_v_angstrom) / 2
     truth = replace(scheme.truth, defocus_u_angstrom=defocus + half, defocus_v_angstrom=defocus - half)
-    specimen = build_specimen(truth.name, (*[size * PIXEL_ANGSTROM] * 2, thickness), [], seed=number)
+    side = size * PIXEL_ANGSTROM
+    specimen = build_specimen(truth.name, (side, side, thickness), [], seed=number)
     conditions = Conditions(ice_noise=True, b_factor_a2=150.0, layer_angstrom=200.0)
     images = simulate_tilt_series(specimen, truth, conditions=conditions, seed=number)
     return Case(truth, _forget(truth, -offset), images)

@@ -99,7 +99,7 @@ def summarise(results: dict[str, ItemResult], params: CtfParams, folder: Path) -
 
     values = {
         "tilt series": Value(len(results), "", "whose defocus was found"),
-        "defocus": Value(round(median("defocus_angstrom", 0) / 1e4, 3), "µm", "at the tilt axis, of all views; median"),
+        "defocus": Value(round(median("defocus_angstrom", 0) / 1e4, 3), "µm", "at the tilt axis; median"),
         "astigmatism": Value(median("astigmatism_angstrom", 0), "Å", "defocus u less v; median"),
         "error": Value(
             median("defocus_error_angstrom", 0), "Å", "standard error of one view's defocus; median"
@@ -250,8 +250,8 @@ def _judge(series: TiltSeries, found: "SeriesDefocus") -> list[str]:
         )
     elif verdict == "cannot tell" and len(series) > 1:
         told.append(
-            f"the hand cannot be told from the defocus ({abs(found.hand_check.significance):.1f} standard deviations); "
-            f"{series.hand:+d} is kept"
+            "the hand cannot be told from the defocus over the field "
+            f"({abs(found.hand_check.significance):.1f} standard deviations); {series.hand:+d} is kept"
         )
     weak = int((found.view_score < 2.0).sum())
     if weak:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
 from verglas.algo.ctf.background import flatten_spectra
-from verglas.algo.ctf.hand import HandCheck, check_hand, compare_hands
 from verglas.algo.ctf.hand import LEAST_SIGNIFICANCE as LEAST_HAND_SIGNIFICANCE
+from verglas.algo.ctf.hand import HandCheck, check_hand, compare_hands
 from verglas.algo.ctf.joint import ASTIGMATISM_REACH, ViewFits, fit_views, score_view
 from verglas.algo.ctf.search import DefocusGrid, FilterBank, keep_rows, make_bank, make_rings
 from verglas.algo.ctf.spectra import ViewSpectra
@@ -167,10 +167,11 @@ def _search_mean(banks: list[FilterBank], defocus: FloatArray) -> tuple[float, i
     The hand is not known yet: both are tried, and none, with what lies near the axis alone.
     """
     none = np.zeros(2)
-    curves = {}
+    curves: dict[int, FloatArray] = {}
     for side in (0, 1, -1):
         parts = [_near_axis(bank) for bank in banks] if side == 0 else banks
-        curves[side] = sum(score_view(bank, defocus, side, none) for bank in parts) / math.sqrt(len(banks))
+        scores = np.array([score_view(bank, defocus, side, none) for bank in parts])
+        curves[side] = scores.sum(axis=0) / math.sqrt(len(banks))
     side = max(curves, key=lambda one: float(curves[one].max()))
     return float(defocus[curves[side].argmax()]), side, curves[side]
 
@@ -180,9 +181,7 @@ def _near_axis(bank: FilterBank) -> FilterBank:
     return keep_rows(bank, height <= max(_NEAR_AXIS, float(height.min())))
 
 
-def _fit_envelope(
-    spectra: Sequence[ViewSpectra], optics: Optics, centre: float, side: int
-) -> FloatArray:
+def _fit_envelope(spectra: Sequence[ViewSpectra], optics: Optics, centre: float, side: int) -> FloatArray:
     """Find how strong the rings are over frequency, by regression of all views, smoothed; of maximum one."""
     found, possible = (np.zeros(len(spectra[0].frequency)) for _ in range(2))
     for view in spectra:

@@ -48,7 +48,7 @@ class HandCheck:
 
 
 def compare_hands(banks: list[FilterBank], fits: dict[int, ViewFits]) -> float:
-    """Standard deviations by which hand +1 is better than -1.
+    """Tell by how many standard deviations hand +1 is better than -1.
 
     Each hand is taken at its own best defoci. Views and directions are independent, so where neither hand is right,
     the differences are as often of one sign as of the other, and their sum over the root of the sum of their
@@ -85,10 +85,12 @@ def check_hand(banks: list[FilterBank], fits: ViewFits, significance: float) -> 
     steps = np.arange(-reach, reach + 1, 50.0)
     highest = max(float(np.abs(bank.depth_angstrom).max()) for bank in banks)
     shift = min(1500.0, 0.5 * highest)
-    curves = [_score_height(banks, fits, height, 0.4 * shift, steps) for height in (-shift, 0.0, shift)]
+    below, axis, above = (
+        _score_height(banks, fits, height, 0.4 * shift, steps) for height in (-shift, 0.0, shift)
+    )
     gain = np.linspace(-1.6, 1.6, 33)
     scores = np.array([_score_gain(banks, fits, one) for one in gain])
-    return HandCheck(significance, mean + steps, *curves, gain, scores)
+    return HandCheck(significance, mean + steps, below, axis, above, gain, scores)
 
 
 def _score_height(

@@ -89,9 +89,11 @@ def fit_views(
         How far a view may be from the mean.
     """
     count = len(banks)
-    common = np.zeros(2)
+    common: FloatArray = np.zeros(2)
     for _ in range(3):
-        fits = _fit_defocus(banks, tilt_deg, centre_angstrom, side, np.tile(common, (count, 1)), reach_angstrom)
+        fits = _fit_defocus(
+            banks, tilt_deg, centre_angstrom, side, np.tile(common, (count, 1)), reach_angstrom
+        )
         common = _fit_common_astigmatism(banks, fits.defocus_angstrom, side, common)
     own = _fit_own_astigmatism(banks, fits.defocus_angstrom, side, common)
     return _fit_defocus(banks, tilt_deg, centre_angstrom, side, own, reach_angstrom)
@@ -113,7 +115,8 @@ def _fit_defocus(
     # The strength of a view's rings is unknown; its best value leaves half the squared score.
     likelihood = 0.5 * np.square(np.maximum(scores, 0))
     terms = _trend_terms(tilt_deg)
-    trend, spread = np.zeros(len(banks)), reach / 4
+    trend: FloatArray = np.zeros(len(banks))
+    spread = reach / 4
     for _ in range(40):
         deviation = (steps - trend[:, None]) / spread
         posterior = _normalise(likelihood - 0.5 * (_FREEDOM + 1) * np.log1p(np.square(deviation) / _FREEDOM))

@@ -174,7 +174,7 @@ def _coarsen(image: Tensor, pixel: float, band: Band) -> tuple[Tensor, float]:
 
 
 def _place_tiles(length: int, size: int) -> list[int]:
-    """Starts of tiles that overlap by at least half and reach both ends."""
+    """Find the starts of tiles that overlap by at least half and reach both ends."""
     count = max(1, math.ceil((length - size) / (size / 2))) + 1 if length > size else 1
     return [round(start) for start in np.linspace(0, length - size, count)]
 
@@ -264,9 +264,7 @@ def _redundancy(image: Tensor, starts: list[list[int]], size: int) -> float:
     return factor
 
 
-def _average_polar(
-    power: Tensor, size: int, pixel: float, band: Band
-) -> tuple[FloatArray, FloatArray]:
+def _average_polar(power: Tensor, size: int, pixel: float, band: Band) -> tuple[FloatArray, FloatArray]:
     """Means of half transforms in sectors and rings `(g, a, k)`, and the coefficients in each `(a, k)`.
 
     A coefficient is shared out between the two rings next to its frequency. In whole it would be half a ring off
@@ -287,7 +285,7 @@ def _average_polar(
     def collect(some: Tensor) -> Tensor:
         sums = some.new_zeros(*some.shape[:-1], SECTORS * rings)
         sums.index_add_(-1, index, some * (1 - share)).index_add_(-1, index + 1, some * share)
-        return sums.unflatten(-1, (SECTORS, rings))[..., 1:-1]
+        return sums.reshape(*some.shape[:-1], SECTORS, rings)[..., 1:-1]
 
     counts = collect(torch.ones_like(share))
     return (collect(values) / counts.clamp(min=1e-9)).cpu().numpy(), counts.cpu().numpy()
