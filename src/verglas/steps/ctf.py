@@ -43,6 +43,20 @@ class CtfParams(Params):
             description="the images were shifted and turned already, so no shift and no axis angle is right"
         ),
     ] = False
+    aligned_stack: Annotated[
+        bool,
+        Field(
+            description="also write the aligned stack and its sampling mask, which emClarity's table goes with"
+        ),
+    ] = False
+    ice_thickness: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="weight the views of the aligned stack by what passes ice of this thickness in Å and by "
+            "their share of the exposure; emClarity takes 750; no weights when not given",
+        ),
+    ] = None
 
 
 def list_items(params: CtfParams) -> list[Item]:
@@ -54,6 +68,8 @@ def list_items(params: CtfParams) -> list[Item]:
             f"`lowest_defocus` must be less than `highest_defocus`; got {params.lowest_defocus:g} and "
             f"{params.highest_defocus:g} µm"
         )
+    if params.ice_thickness and not params.aligned_stack:
+        raise UserError("`ice_thickness` weights the aligned stack; expected `aligned_stack` too")
     series = read_tilt_series(params.tilt_series)
     return [
         Item(name, one, tuple(dict.fromkeys(image.path for image in one.images)))
@@ -74,6 +90,8 @@ def run_item(item: Item, params: CtfParams, context: Context) -> ItemResult:
     star = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / star, result)
     table, warnings = _write_emclarity(result, context.folder)
+    if params.aligned_stack:
+        table += _write_aligned(result.take(result.selected), params, context.folder)
     figures = _draw(series, views, found, context.folder)
     return ItemResult((star, *table, *figures), _describe(series, found), (*_judge(series, found), *warnings))
 
@@ -86,6 +104,13 @@ def summarise(results: dict[str, ItemResult], params: CtfParams, folder: Path) -
     write_tilt_series_index(
         folder / "tilt_series.star", [(read_one_tilt_series(star), star) for star in stars.values()]
     )
+    tables = ["tilt_series.star"]
+    if params.aligned_stack:
+        stars = {name: folder / "aligned" / f"{name}.star" for name in results}
+        write_tilt_series_index(
+            folder / "aligned.star", [(read_one_tilt_series(star), star) for star in stars.values()]
+        )
+        tables.append("aligned.star")
     figures = [
         Figure(f"figures/{name}_{kind}.png", f"{name}: {caption}")
         for name in results
@@ -111,18 +136,23 @@ def summarise(results: dict[str, ItemResult], params: CtfParams, folder: Path) -
             "what the defocus on either side of the axis says of the hand in the table",
         ),
     }
-    return Summary(figures, values, gather_warnings(results), ["tilt_series.star"])
+    return Summary(figures, values, gather_warnings(results), tables)
 
 
 def estimate(items: list[Item], params: CtfParams) -> Estimate:
     """From the sizes of the views, and rates measured on one core."""
-    memory, seconds = 0, 0.0
+    memory, disk, seconds = 0, 0, 0.0
     for item in items:
         series: TiltSeries = item.record
         pixels = int(np.prod(series.image_shape))
         memory = max(memory, 40 * pixels + (12 << 20) * len(series))
-        seconds += len(series) * (pixels * 1.2e-7 + 0.1) + 4.0
-    return Estimate(PROCESS_BYTES + memory + (256 << 20), len(items) << 20, seconds)
+        seconds += len(series) * (pixels * 1.2e-7 + 0.1) + 10.0
+        disk += 1 << 20
+        if params.aligned_stack:
+            memory = max(memory, 120 * pixels)
+            seconds += len(series) * pixels * 1e-6
+            disk += 5 * len(series) * pixels
+    return Estimate(PROCESS_BYTES + memory + (256 << 20), disk, seconds)
 
 
 _CAPTIONS = {
@@ -214,9 +244,20 @@ def _write_emclarity(series: TiltSeries, folder: Path) -> tuple[list[str], list[
         table = tilt_series_to_emclarity(series)
     except UserError as error:
         return [], [f"no table for emClarity was written: {error}"]
-    path = f"emclarity/{series.name}_ctf.tlt"
+    path = f"emclarity/fixedStacks/ctf/{series.name}_ali1_ctf.tlt"
     write_ctf_table(folder / path, table)
     return [path], []
+
+
+def _write_aligned(series: TiltSeries, params: CtfParams, folder: Path) -> list[str]:
+    from verglas.io.relion_tilt_series import write_one_tilt_series
+    from verglas.steps.aligned_stack import write_aligned_stack
+
+    stack = f"emclarity/aliStacks/{series.name}_ali1.fixed"
+    aligned = write_aligned_stack(folder, stack, series, ice_thickness_angstrom=params.ice_thickness)
+    star = f"aligned/{series.name}.star"
+    write_one_tilt_series(folder / star, aligned)
+    return [stack, str(Path(stack).with_suffix(".samplingMask")), star]
 
 
 def _tell_hand(series: TiltSeries, found: "SeriesDefocus") -> str:

@@ -64,6 +64,14 @@ class ReconstructParams(Params):
     normalise: Annotated[
         bool, Field(description="bring every view to mean 0 and standard deviation 1 first")
     ] = True
+    ice_thickness: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="weight the views by what passes ice of this thickness in Å without loss and by their share "
+            "of the exposure; emClarity takes 750; no weights when not given",
+        ),
+    ] = None
     halves: Annotated[
         bool, Field(description="also write two half tomograms, each from every other view")
     ] = False
@@ -380,6 +388,7 @@ def make_filter(params: ReconstructParams, grid: "VoxelGrid") -> "ViewFilter":
         normalise=params.normalise,
         dose=params.dose_weight,
         ctf=params.ctf,
+        ice_thickness_angstrom=params.ice_thickness,
     )
 
 

@@ -22,7 +22,7 @@ from verglas.ops.backprojection import (
     spline_response,
 )
 from verglas.ops.ctf import ctf_2d
-from verglas.ops.dose import critical_exposure
+from verglas.ops.dose import critical_exposure, view_weights
 from verglas.ops.fft import fast_size, radial_frequency, rescale_images
 from verglas.shapes import Image
 
@@ -45,6 +45,8 @@ class ViewFilter:
         Weight the frequencies of each view by its exposure (Grant and Grigorieff 2015).
     ctf
         "none", "flip" the phases or "multiply" by the CTF, in strips across the tilt axis.
+    ice_thickness_angstrom
+        Weight the views by what passes ice of this thickness and by their share of the exposure; none is not to.
     """
 
     weighting: Literal["ramp", "exact", "sirt"] = "ramp"
@@ -53,6 +55,7 @@ class ViewFilter:
     normalise: bool = True
     dose: bool = False
     ctf: Literal["none", "flip", "multiply"] = "none"
+    ice_thickness_angstrom: float | None = None
 
 
 def make_frames(series: TiltSeries, voxel_size_angstrom: float) -> ViewFrames:
@@ -104,6 +107,7 @@ def filter_views(
     steps = angular_steps(frames.y_tilt_deg)
     result: Tensor | None = None
     decay: Tensor | None = None
+    shares = _view_shares(series, options)
     for view, image in enumerate(images):
         small = rescale_images(image.to(torch.float32), shape)
         small = small - small.mean()
@@ -112,6 +116,7 @@ def filter_views(
         padded = _extend_image(small)
         transform = torch.fft.rfft2(padded)
         transform *= _view_weights(padded, view, series, frames, steps, voxel_size_angstrom, options)
+        transform *= shares[view]
         if options.dose:
             decay = _exposure_decay(padded, series, frames) if decay is None else decay
             transform *= torch.exp(decay * float(series.pre_exposure_e_per_a2[view]))
@@ -122,6 +127,18 @@ def filter_views(
     if result is None:
         raise ValueError("`images` must hold at least one view")
     return result
+
+
+def _view_shares(series: TiltSeries, options: ViewFilter) -> list[float]:
+    """Weight of each view as a whole."""
+    if options.ice_thickness_angstrom is None:
+        return [1.0] * len(series)
+    tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
+    cosines, exposures = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
+    weights = view_weights(
+        torch.from_numpy(cosines), torch.from_numpy(exposures), options.ice_thickness_angstrom
+    )
+    return [float(weight) for weight in weights]
 
 
 def _extend_image(image: Tensor) -> Tensor:
