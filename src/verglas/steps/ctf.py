@@ -1,5 +1,7 @@
 """`ctf`: defocus, astigmatism and hand of aligned tilt series."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +15,7 @@ from verglas.steps.series_results import PROCESS_BYTES, gather_warnings
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
-    from verglas.algo.ctf.fit import SeriesDefocus
+    from verglas.algo.ctf.fit import SearchRange, SeriesDefocus
     from verglas.algo.ctf.spectra import Band, ViewSpectra
 
 FINEST_ANGSTROM = 5.0
@@ -79,13 +81,18 @@ def list_items(params: CtfParams) -> list[Item]:
 
 def run_item(item: Item, params: CtfParams, context: Context) -> ItemResult:
     """Estimate one series, write its tables, and draw it."""
+    from verglas.algo.ctf.fit import limit_search
     from verglas.io.relion_tilt_series import write_one_tilt_series
 
     whole: TiltSeries = item.record
     _check_alignment(whole, params)
     series = whole.take(whole.selected)
-    views = _measure(series, _make_band(series, params), context)
-    found = _estimate(series, views, params)
+    band, search = _make_band(series, params), _make_search(params)
+    with _naming(series):
+        # Before the views are read, because it may be in vain.
+        limit_search(search, series.optics, band.highest_angstrom)
+    views = _measure(series, band, context)
+    found = _estimate(series, views, search)
     result = _fill_in(whole, found)
     star = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / star, result)
@@ -167,6 +174,11 @@ _CAPTIONS = {
 def _check_alignment(series: TiltSeries, params: CtfParams) -> None:
     if not series.selected.any():
         raise UserError(f"tilt series {series.name!r} has no selected view; expected at least one")
+    if series.phase_shift_deg.any():
+        raise UserError(
+            f"tilt series {series.name!r} has a phase shift of {np.abs(series.phase_shift_deg).max():g} degrees, "
+            "which the fit does not know; expected none"
+        )
     geometry = (series.z_rot_deg, series.x_shift_angstrom, series.y_shift_angstrom)
     is_plain = not any(values.any() for values in geometry)
     if len(series) > 1 and is_plain and not params.images_aligned:
@@ -199,17 +211,29 @@ def _measure(series: TiltSeries, band: "Band", context: Context) -> "list[ViewSp
     return views
 
 
-def _estimate(series: TiltSeries, views: "list[ViewSpectra]", params: CtfParams) -> "SeriesDefocus":
-    from verglas.algo.ctf.fit import LEAST_SIGNIFICANCE, SearchRange, estimate_defocus
+def _make_search(params: CtfParams) -> "SearchRange":
+    from verglas.algo.ctf.fit import SearchRange
 
-    tilts = np.asarray(series.y_tilt_deg)
-    search = SearchRange(1e4 * params.lowest_defocus, 1e4 * params.highest_defocus, 1e4 * params.view_range)
+    return SearchRange(1e4 * params.lowest_defocus, 1e4 * params.highest_defocus, 1e4 * params.view_range)
+
+
+@contextmanager
+def _naming(series: TiltSeries) -> Iterator[None]:
+    """Say in an error whose defocus it is about."""
     try:
-        found = estimate_defocus(views, tilts, series.optics, search, hand=series.hand)
+        yield
     except UserError as error:
         raise UserError(
             f"the defocus of {series.name!r} cannot be fitted at {series.pixel_size_angstrom:g} Å per pixel: {error}"
         ) from None
+
+
+def _estimate(series: TiltSeries, views: "list[ViewSpectra]", search: "SearchRange") -> "SeriesDefocus":
+    from verglas.algo.ctf.fit import LEAST_SIGNIFICANCE, estimate_defocus
+
+    tilts = np.asarray(series.y_tilt_deg)
+    with _naming(series):
+        found = estimate_defocus(views, tilts, series.optics, search, hand=series.hand)
     if not found.is_found:
         raise UserError(
             f"the spectra of {series.name!r} show no rings of the CTF: the best defocus of all stands out by "

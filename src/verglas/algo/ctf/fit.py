@@ -99,6 +99,23 @@ def lowest_visible_defocus(optics: Optics, highest_angstrom: float) -> float:
     return zeros / (wavelength * square) + 0.5 * optics.cs_mm * 1e7 * wavelength**2 * square
 
 
+def limit_search(search: SearchRange, optics: Optics, highest_angstrom: float) -> float:
+    """Find the lowest defocus of the search that a band to this resolution can show, Å.
+
+    Raises
+    ------
+    UserError
+        When there is none.
+    """
+    lowest = max(search.lowest_angstrom, lowest_visible_defocus(optics, highest_angstrom))
+    if lowest >= search.highest_angstrom:
+        raise UserError(
+            f"frequencies to 1/{highest_angstrom:.1f} Å show two zeros of the CTF only from {lowest / 1e4:.1f} µm of "
+            f"defocus on, so none up to {search.highest_angstrom / 1e4:.1f} µm can be measured"
+        )
+    return lowest
+
+
 def estimate_defocus(
     spectra: Sequence[ViewSpectra],
     tilt_deg: FloatArray,
@@ -128,12 +145,7 @@ def estimate_defocus(
         When the band holds fewer than two zeros of the CTF at any defocus in the range.
     """
     frequency = spectra[0].frequency
-    lowest = max(search.lowest_angstrom, lowest_visible_defocus(optics, 1 / frequency[-1]))
-    if lowest >= search.highest_angstrom:
-        raise UserError(
-            f"frequencies to 1/{1 / frequency[-1]:.1f} Å show two zeros of the CTF only from {lowest / 1e4:.1f} µm "
-            f"of defocus on, so none up to {search.highest_angstrom / 1e4:.1f} µm can be measured"
-        )
+    lowest = limit_search(search, optics, float(1 / frequency[-1]))
     reach = search.view_angstrom + ASTIGMATISM_REACH
     reach += max(float(np.abs(view.depth_angstrom).max()) for view in spectra)
     grid = DefocusGrid(lowest - reach, search.highest_angstrom + reach)
