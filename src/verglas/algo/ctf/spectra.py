@@ -8,6 +8,7 @@ with spherical aberration, and needs no interpolation.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -265,27 +266,36 @@ def _redundancy(image: Tensor, starts: list[list[int]], size: int) -> float:
 
 
 def _average_polar(power: Tensor, size: int, pixel: float, band: Band) -> tuple[FloatArray, FloatArray]:
-    """Means of half transforms in sectors and rings `(g, a, k)`, and the coefficients in each `(a, k)`.
+    """Means of half transforms in sectors and rings `(g, a, k)`, and the coefficients in each `(a, k)`."""
+    used, index, share, rings = _polar_places(size, pixel, band, power.device)
+    values = power.flatten(1)[:, used].double()
+
+    def collect(some: Tensor) -> Tensor:
+        sums = some.new_zeros(*some.shape[:-1], SECTORS * rings)
+        upper = some * share
+        sums.index_add_(-1, index, some - upper).index_add_(-1, index + 1, upper)
+        return sums.reshape(*some.shape[:-1], SECTORS, rings)[..., 1:-1]
+
+    counts = collect(torch.ones_like(share))
+    return (collect(values) / counts.clamp(min=1e-9)).cpu().numpy(), counts.cpu().numpy()
+
+
+@lru_cache(maxsize=4)
+def _polar_places(
+    size: int, pixel: float, band: Band, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Which coefficients of a half transform are in the band, the place of each, and its share in the next ring.
 
     A coefficient is shared out between the two rings next to its frequency. In whole it would be half a ring off
     along the axes, where frequencies are whole numbers: as much as 100 Å of astigmatism.
     """
     padded = _padded(size)
-    y, x = frequency_axes((padded, padded), pixel, dtype=torch.float64, device=power.device)
+    y, x = frequency_axes((padded, padded), pixel, dtype=torch.float64, device=device)
     bins = _frequency_bins(size, pixel, band)
     rings = len(bins) + 2  # one more at either end takes what lies outside
     place = (x.square() + y.square()).sqrt() * padded * pixel - float(bins[0]) + 1
     sector = torch.floor(torch.rad2deg(torch.atan2(y, x)) % 180.0 * SECTORS / 180.0).long()
-    used = (place > 0) & (place < rings - 1) & (x > 0)
+    inside = (place > 0) & (place < rings - 1) & (x > 0)
     lower = torch.floor(place).long()
-    share = (place - lower)[used]
-    index = (sector.clamp(max=SECTORS - 1) * rings + lower)[used]
-    values = power[:, used].double()
-
-    def collect(some: Tensor) -> Tensor:
-        sums = some.new_zeros(*some.shape[:-1], SECTORS * rings)
-        sums.index_add_(-1, index, some * (1 - share)).index_add_(-1, index + 1, some * share)
-        return sums.reshape(*some.shape[:-1], SECTORS, rings)[..., 1:-1]
-
-    counts = collect(torch.ones_like(share))
-    return (collect(values) / counts.clamp(min=1e-9)).cpu().numpy(), counts.cpu().numpy()
+    index = (sector.clamp(max=SECTORS - 1) * rings + lower)[inside]
+    return inside.flatten().nonzero().squeeze(1), index, (place - lower)[inside], rings
