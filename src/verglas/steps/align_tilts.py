@@ -16,7 +16,6 @@ from verglas.steps.alignment_results import (
     apply_alignment,
     draw_alignment,
     write_alignment,
-    write_stack,
 )
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, summarise_series
 from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
@@ -71,7 +70,7 @@ class AlignTiltsParams(Params):
         bool,
         Field(description="fit no magnification, stretch and skew of the views, which RELION does not read"),
     ] = False
-    stack: Annotated[bool, Field(description="write the aligned stacks too")] = False
+    stack: Annotated[bool, Field(description="write the aligned stacks and their sampling masks too")] = False
 
 
 def list_items(params: AlignTiltsParams) -> list[Item]:
@@ -141,6 +140,7 @@ def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignmen
 def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResult:
     """Align one series; write its tables, IMOD's files and the beads, and draw the residuals."""
     from verglas.io.relion_tilt_series import write_one_tilt_series
+    from verglas.steps.aligned_stack import write_aligned_stack
 
     done = align_series(item.record, params)
     aligned, alignment, views = done.aligned, done.alignment, done.views
@@ -149,7 +149,9 @@ def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResu
     diameter_angstrom = done.diameter_px * views.factor * aligned.pixel_size_angstrom
     files = write_alignment(aligned, alignment, views, diameter_angstrom, context.folder)
     if params.stack:
-        files += (write_stack(aligned, context.folder),)
+        stack = f"stacks/{item.name}_ali.mrc"
+        write_aligned_stack(context.folder, stack, aligned.take(aligned.selected))
+        files += (stack, str(Path(stack).with_suffix(".samplingMask")))
     figures = draw_alignment(aligned, alignment, views, done.diameter_px, context.folder)
     values = {
         **describe_series(aligned),
