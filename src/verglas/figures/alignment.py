@@ -37,7 +37,9 @@ def draw_residuals(tilt_deg: FloatArray, residuals_px: FloatArray, path: Path) -
         for i, name in enumerate("xy"):
             axes = figure.add_subplot(1, 2, i + 1)
             tilts = np.broadcast_to(tilt_deg, seen.shape)[seen]
-            axes.plot(tilts, residuals_px[seen][:, i], ".", color=MUTED, markersize=3, alpha=0.6, label="bead")
+            axes.plot(
+                tilts, residuals_px[seen][:, i], ".", color=MUTED, markersize=3, alpha=0.6, label="bead"
+            )
             axes.plot(tilt_deg[order], rms[order, i], "o-", color=COLOURS[i], markersize=3.5, label="RMS")
             axes.axhline(0, color=MUTED, linewidth=0.6)
             axes.set_xlabel("tilt, degrees")
@@ -81,7 +83,14 @@ def draw_residual_field(
             mean = np.where(seen[..., None], residuals_px[:, rows], 0.0).sum(axis=1) / total
             x, y = place[beads].T
             arrows = axes.quiver(
-                x, y, *mean[beads].T, color=COLOURS[1], angles="xy", scale_units="xy", scale=1 / _LENGTHEN, width=0.005
+                x,
+                y,
+                *mean[beads].T,
+                color=COLOURS[1],
+                angles="xy",
+                scale_units="xy",
+                scale=1 / _LENGTHEN,
+                width=0.005,
             )
             axes.plot(x, y, "o", color=COLOURS[0], markersize=2.5)
             axes.quiverkey(arrows, 0.85, 1.05, 1.0, "1 px", labelpos="E", coordinates="axes")
@@ -128,7 +137,9 @@ def draw_beads(
             size = (figure.get_figwidth() * 72 / len(views) / width * 2.2 * diameter_px) ** 2
             for places, colour, style in zip(groups, COLOURS[1::-1], ("-", ":"), strict=True):
                 x, y = places[:, 0] + width // 2, places[:, 1] + height // 2
-                axes.scatter(x, y, s=size, facecolors="none", edgecolors=colour, linewidths=0.9, linestyles=style)
+                axes.scatter(
+                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=0.9, linestyles=style
+                )
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(-0.5, height - 0.5)
             axes.set_axis_off()

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from pydantic import Field
 from verglas.errors import UserError
 from verglas.model import TiltSeries
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, summarise_series
-from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
+from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Summary, Value
 
 if TYPE_CHECKING:
     from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
@@ -40,7 +40,10 @@ class AlignTiltsParams(Params):
         ),
     ] = None
     search_axis: Annotated[
-        bool, Field(description="find the tilt axis from the beads; the rough angle only tells it from its opposite")
+        bool,
+        Field(
+            description="find the tilt axis from the beads; the rough angle only tells it from its opposite"
+        ),
     ] = False
     bead_diameter: Annotated[
         float | None, Field(gt=0, description="of the gold beads, in Å; estimated when not given")
@@ -69,11 +72,13 @@ def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResu
     good = np.flatnonzero(series.selected & ~np.array([bool(fault) for fault in faults]))
     pixel = series.pixel_size_angstrom * factor
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
+    beads = _find_beads([views[row] for row in good], params.bead_diameter and params.bead_diameter / pixel)
     alignment = align_by_beads(
         [views[row] for row in good],
         series.nominal_tilt_deg[good],
+        [found.positions_px for found in beads],
+        beads[0].diameter_px,
         None if params.search_axis else rough,
-        params.bead_diameter / pixel if params.bead_diameter else None,
     )
     aligned = _apply(series, alignment, good, factor, rough)
     star = f"tilt_series/{item.name}.star"
@@ -120,8 +125,18 @@ _MORE = (
     ("beads", "beads", "", "that were tracked, a series"),
     ("residual x", "rms_x_px", "px", "RMS of all measured beads in x"),
     ("residual y", "rms_y_px", "px", "RMS of all measured beads in y"),
-    ("held-out residual x", "held_out_x_px", "px", "RMS in x of beads that the fit of the views had not seen"),
-    ("held-out residual y", "held_out_y_px", "px", "RMS in y of beads that the fit of the views had not seen"),
+    (
+        "held-out residual x",
+        "held_out_x_px",
+        "px",
+        "RMS in x of beads that the fit of the views had not seen",
+    ),
+    (
+        "held-out residual y",
+        "held_out_y_px",
+        "px",
+        "RMS in y of beads that the fit of the views had not seen",
+    ),
 )
 
 
@@ -136,7 +151,6 @@ def _tell(values: list[float | None]) -> float | str:
 
 def _read_views(series: TiltSeries, factor: int) -> tuple[list[npt.NDArray[np.float32]], tuple[str, ...]]:
     """All views, averaged in blocks, and what is wrong with each."""
-    from verglas.algo.tilt_alignment.coarse import bin_image
     from verglas.algo.tilt_alignment.views import find_bad_views
     from verglas.io.mrc import check_finite, read_image
 
@@ -147,7 +161,7 @@ def _read_views(series: TiltSeries, factor: int) -> tuple[list[npt.NDArray[np.fl
             raise UserError(
                 f"view {row + 1} of {series.name!r} has shape {view.shape}; expected {series.image_shape}"
             )
-        views.append(bin_image(view, factor))
+        views.append(bin_images(torch.from_numpy(view), factor).numpy())
     means = [float(view.mean()) for view in views]
     deviations = [float(view.std()) for view in views]
     return views, find_bad_views(means, deviations, series.nominal_tilt_deg).faults

@@ -6,15 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from verglas.algo.tilt_alignment.beads import (
-    centre_beads,
-    cut_patches,
-    estimate_diameter,
-    find_beads,
-    measure_profile,
-)
 from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom, ViewGeometry, fit_bundle, project_points
-from verglas.algo.tilt_alignment.coarse import bin_image, find_coarse_shifts
+from verglas.algo.tilt_alignment.centring import centre_beads, cut_patches, measure_profile
+from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
 from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
 from verglas.algo.tilt_alignment.tracking import find_axis, track_beads
 from verglas.errors import UserError
@@ -29,7 +23,6 @@ CLEARANCE = 1.1
 """Beads whose centres are nearer than this many diameters in a view are not measured in it."""
 
 FEWEST_VIEWS = 5
-_LARGEST_SEARCHED = 720
 _FEWEST_BEADS = 3
 
 
@@ -45,26 +38,21 @@ class BeadAlignment:
         `(beads, n, 2)` measured xy from the image's centre; NaN where a bead was not measured.
     trials
         Held-out residuals of the freedoms that were tried, the chosen one first.
-    diameter_px
-        Of the beads.
-    found
-        `(n,)` beads found in each view before they were tracked.
     """
 
     fit: BundleFit
     tracks_px: FloatArray
     trials: tuple[Trial, ...]
-    diameter_px: float
-    found: npt.NDArray[np.int64]
 
 
 def align_by_beads(
     images: Sequence[Image],
     tilt_deg: npt.ArrayLike,
+    detections: Sequence[FloatArray],
+    diameter_px: float,
     axis_deg: float | None = None,
-    diameter_px: float | None = None,
 ) -> BeadAlignment:
-    """Align views by dark beads that are found in them.
+    """Align views by dark beads that were found in them.
 
     Parameters
     ----------
@@ -72,10 +60,12 @@ def align_by_beads(
         n good views `(y, x)`, in any order.
     tilt_deg
         `(n,)` stage angles.
+    detections
+        `(k, 2)` xy of the beads found in each view, pixels from the centre of the image.
+    diameter_px
+        Of the beads.
     axis_deg
         Rough angle of the tilt axis in the image, to ten degrees or so; none when unknown.
-    diameter_px
-        Of the beads; estimated when none.
 
     Raises
     ------
@@ -85,33 +75,25 @@ def align_by_beads(
     tilt = np.asarray(tilt_deg, dtype=float)
     if len(tilt) < FEWEST_VIEWS:
         raise UserError(f"an alignment by beads needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
-    diameter = diameter_px or guess_diameter(images, tilt)
-    detections = [find_beads(image, diameter).positions_px for image in images]
-    start = _start(images, tilt, axis_deg, detections, diameter)
-    tracks, geometry = track_beads(detections, start, diameter)
+    start = _start(images, tilt, axis_deg, detections, diameter_px)
+    tracks, geometry = track_beads(detections, start, diameter_px)
     if len(tracks) < _FEWEST_BEADS:
         raise UserError(f"only {len(tracks)} beads could be tracked; expected at least {_FEWEST_BEADS}")
     for freedom in (Freedom(axis=1), Freedom(axis=1, tilt=5, scale=5)):
         rough = fit_bundle(tracks, geometry, freedom)
-        tracks = measure_tracks(images, tracks, rough, diameter)
-    start = replace(geometry, tilt_deg=tilt, axis_deg=fit_bundle(tracks, geometry, Freedom(axis=1)).geometry.axis_deg)
+        tracks = measure_tracks(images, tracks, rough, diameter_px)
+    start = replace(
+        geometry, tilt_deg=tilt, axis_deg=fit_bundle(tracks, geometry, Freedom(axis=1)).geometry.axis_deg
+    )
     fit, trials = refine_alignment(tracks, start)
-    found = np.array([len(positions) for positions in detections])
-    return BeadAlignment(fit, tracks, tuple(trials), diameter, found)
-
-
-def guess_diameter(images: Sequence[Image], tilt_deg: FloatArray) -> float:
-    """Diameter of the beads, pixels, from three of the five lowest tilts, binned to a size quick to search."""
-    lowest = np.argsort(np.abs(tilt_deg), kind="stable")[:5:2]
-    factor = -(-max(images[0].shape) // _LARGEST_SEARCHED)
-    return factor * estimate_diameter([bin_image(images[view], factor) for view in lowest])
+    return BeadAlignment(fit, tracks, tuple(trials))
 
 
 def _start(
     images: Sequence[Image],
     tilt: FloatArray,
     axis_deg: float | None,
-    detections: list[FloatArray],
+    detections: Sequence[FloatArray],
     diameter: float,
 ) -> ViewGeometry:
     """Nominal geometry with coarse shifts."""
@@ -149,7 +131,9 @@ def measure_tracks(
     known = np.isfinite(tracks_px[..., 0])
     rough = np.where(known[..., None], tracks_px, expected)
     reach = int(np.ceil(0.95 * diameter_px))
-    patches = [cut_patches(images[v], rough[known[:, v], v], reach) for v in range(len(images)) if known[:, v].any()]
+    patches = [
+        cut_patches(images[v], rough[known[:, v], v], reach) for v in range(len(images)) if known[:, v].any()
+    ]
     profile = measure_profile(np.concatenate(patches), reach)
     measured = np.full_like(rough, np.nan)
     for view, image in enumerate(images):

@@ -114,7 +114,9 @@ def view_matrices(geometry: ViewGeometry) -> FloatArray:
     rows = np.stack(
         [
             np.stack([np.cos(axis) * np.cos(tilt), -np.sin(axis), np.cos(axis) * np.sin(tilt)], axis=-1),
-            np.stack([np.sin(axis) * np.cos(tilt), np.cos(axis) + zero, np.sin(axis) * np.sin(tilt)], axis=-1),
+            np.stack(
+                [np.sin(axis) * np.cos(tilt), np.cos(axis) + zero, np.sin(axis) * np.sin(tilt)], axis=-1
+            ),
         ],
         axis=-2,
     )

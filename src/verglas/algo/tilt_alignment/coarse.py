@@ -4,22 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from verglas.errors import UserError
+from verglas.ops.binning import bin_images
 
 FloatArray = npt.NDArray[np.float64]
 
 LARGEST = 320
 """Images are averaged in blocks until their longer side is at most this many pixels."""
-
-
-def bin_image(image: npt.NDArray[np.floating], factor: int) -> npt.NDArray[np.float32]:
-    """Average blocks of `factor` x `factor` pixels; what is left over at the far edges is dropped."""
-    y, x = (size // factor for size in image.shape)
-    blocks = image[: y * factor, : x * factor].reshape(y, factor, x, factor)
-    return np.asarray(blocks.mean(axis=(1, 3), dtype=np.float32))
 
 
 def order_outward(tilt_deg: npt.ArrayLike) -> list[tuple[int, int]]:
@@ -69,7 +64,7 @@ def find_coarse_shifts(
     if len(images) != len(tilt):
         raise UserError(f"`tilt_deg` must have one angle for each of {len(images)} images; got {len(tilt)}")
     factor = -(-max(images[0].shape) // LARGEST)
-    small = [_flatten(bin_image(image, factor)) for image in images]
+    small = [_flatten(bin_images(torch.as_tensor(image), factor).numpy()) for image in images]
     shifts = np.zeros((len(small), 2))
     for view, inner in order_outward(tilt_deg)[1:]:
         stretch = np.eye(2)

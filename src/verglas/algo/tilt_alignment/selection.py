@@ -87,7 +87,9 @@ def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Tr
     return Trial(freedom, _rms(joined), _rms(joined[inliers]))
 
 
-def choose_freedom(tracks_px: FloatArray, start: ViewGeometry, freedoms: Sequence[Freedom] = FREEDOMS) -> list[Trial]:
+def choose_freedom(
+    tracks_px: FloatArray, start: ViewGeometry, freedoms: Sequence[Freedom] = FREEDOMS
+) -> list[Trial]:
     """Try freedoms from few unknowns to many; the best is the last that made the held-out beads fit better.
 
     A freedom is not tried when there are not three times as many numbers measured as unknowns.

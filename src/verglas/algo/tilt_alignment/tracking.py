@@ -34,7 +34,9 @@ _FEWEST_CONFIRM = 5
 _LEAST_APART_DEG, _MOST_APART_DEG = 8, 25
 
 
-def track_beads(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float) -> tuple[FloatArray, ViewGeometry]:
+def track_beads(
+    detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float
+) -> tuple[FloatArray, ViewGeometry]:
     """Track beads through all views.
 
     Parameters
@@ -108,7 +110,9 @@ def _longest_first(tracks: FloatArray) -> FloatArray:
 def _carry(geometry: ViewGeometry, view: int, inner: int) -> FloatArray:
     """Shift of the inner view, stretched to the tilt of the other."""
     matrices = view_matrices(geometry)
-    return np.asarray(matrices[view, :, :2] @ np.linalg.solve(matrices[inner, :, :2], geometry.shift_px[inner]))
+    return np.asarray(
+        matrices[view, :, :2] @ np.linalg.solve(matrices[inner, :, :2], geometry.shift_px[inner])
+    )
 
 
 def _lift(places: FloatArray, geometry: ViewGeometry, view: int) -> FloatArray:
@@ -260,7 +264,9 @@ def _pair_up(first: FloatArray, second: FloatArray, geometry: ViewGeometry, gate
     """Points that lie on one line of sight of each of two views, at a height that a specimen may have."""
     if not len(first) or not len(second):
         return np.empty((0, 3))
-    i, j = (grid.ravel() for grid in np.meshgrid(np.arange(len(first)), np.arange(len(second)), indexing="ij"))
+    i, j = (
+        grid.ravel() for grid in np.meshgrid(np.arange(len(first)), np.arange(len(second)), indexing="ij")
+    )
     pairs = np.stack([first[i], second[j]], axis=1)
     points = triangulate_points(geometry, pairs)
     misses = np.linalg.norm(project_points(geometry, points) - pairs, axis=2).max(axis=1)
@@ -293,7 +299,9 @@ def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: fl
     near, found = start.take(rows), [detections[row] for row in rows]
     best, merit = None, -np.inf
     for angle in range(-90, 90, _AXIS_STEP_DEG):
-        tracks, geometry = grow_tracks(found, replace(near, axis_deg=np.full(len(rows), float(angle))), gate_px)
+        tracks, geometry = grow_tracks(
+            found, replace(near, axis_deg=np.full(len(rows), float(angle))), gate_px
+        )
         if (np.isfinite(tracks[..., 0]).sum(axis=1) >= len(rows) / 2).sum() < _FEWEST_VOTES:
             continue
         fit = fit_bundle(tracks, geometry, Freedom(axis=1), rounds=30)
@@ -302,7 +310,9 @@ def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: fl
         if (score := float(np.clip(np.nan_to_num(worth), 0, None).sum())) > merit:
             best, merit = float(fit.geometry.axis_deg[0]), score
     if best is None:
-        raise UserError("the tilt axis was not found: at no angle could three beads be tracked; expected `axis_angle`")
+        raise UserError(
+            "the tilt axis was not found: at no angle could three beads be tracked; expected `axis_angle`"
+        )
     return (best + 90) % 180 - 90
 
 
