@@ -1,0 +1,282 @@
+"""Patches of the specimen's plane in all views: cut, predicted from each other, and how far each has moved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from verglas.algo.tilt_alignment.bundle import ViewGeometry, project_points, view_matrices
+from verglas.algo.tilt_alignment.prediction import (
+    Predictor,
+    information_matrix,
+    make_predictor,
+    plane_frequencies,
+    predict_views,
+)
+from verglas.ops.interpolation import affine_transform_images
+
+FloatArray = npt.NDArray[np.float64]
+Image = npt.NDArray[np.floating]
+
+LEAST_COVERED = 0.6
+"""A patch is measured in views that show at least this fraction of it."""
+
+_RINGS = 24
+_HIGHEST = 0.42
+_LOWEST_PERIODS = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """Where the patches lie: squares in the plane z = offset + slope · (x, y) through the specimen.
+
+    Parameters
+    ----------
+    centres_px
+        `(b, 3)` xyz of their middles.
+    slope
+        Rise of the plane along x and y.
+    size
+        Side of a patch, pixels.
+    thickness_px
+        Of the specimen.
+    """
+
+    centres_px: FloatArray
+    slope: tuple[float, float]
+    size: int
+    thickness_px: float
+
+
+@dataclass(frozen=True, eq=False)
+class Displacements:
+    """Places of patches.
+
+    Parameters
+    ----------
+    tracks_px
+        `(b, n, 2)` xy from the image's centre; NaN where a patch was not measured.
+    steps_px
+        `(b, n, 2)` how far each lies from where the others say, before their own errors are taken into account.
+    scores
+        `(b, n)` correlation with what was predicted.
+    """
+
+    tracks_px: FloatArray
+    steps_px: FloatArray
+    scores: FloatArray
+
+
+def whiten_view(image: Image) -> npt.NDArray[np.float32]:
+    """Bring all frequencies from a coarse limit to near Nyquist to the same power, and cut off what stands out.
+
+    Parameters
+    ----------
+    image
+        `(y, x)`.
+    """
+    flat = image - gaussian_filter(image.astype(np.float32), max(image.shape) / 16, mode="nearest")
+    limit = 5 * 1.4826 * float(np.median(np.abs(flat))) + 1e-12
+    flat = np.clip(flat, -limit, limit)
+    y, x = flat.shape
+    transform = np.fft.rfft2(flat)
+    frequency = np.hypot(np.fft.fftfreq(y)[:, None], np.fft.rfftfreq(x)[None])
+    rings = np.minimum((frequency * 4 * _RINGS).astype(int), 2 * _RINGS)
+    power = np.bincount(rings.ravel(), (np.abs(transform) ** 2).ravel()) / np.bincount(rings.ravel())
+    middles = (np.arange(len(power)) + 0.5) / (4 * _RINGS)
+    amplitude = np.sqrt(np.interp(frequency, middles, power)) + 1e-12
+    band = 1 / (1 + np.exp((frequency - _HIGHEST) / 0.015))
+    white = np.fft.irfft2(transform * band / amplitude, flat.shape)
+    return np.asarray(white / white.std(), dtype=np.float32)
+
+
+def plane_matrices(geometry: ViewGeometry, slope: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
+    """`(n, 2, 2)` from the plane to the view, and `(n, 2)` how far a rise by one appears moved in the plane."""
+    matrices = view_matrices(geometry)
+    plane = matrices[:, :, :2] + matrices[:, :, 2:] * np.array(slope)
+    return plane, np.linalg.solve(plane, matrices[:, :, 2:])[..., 0]
+
+
+def cut_layer(views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Read all patches from all views, in the plane of the specimen.
+
+    Returns
+    -------
+    tuple
+        `(b, n, size, size)` windowed patches, and `(b, n)` the fraction of each that lies within the view.
+    """
+    plane, _ = plane_matrices(geometry, layer.slope)
+    places = project_points(geometry, layer.centres_px)
+    window = make_window(layer.size)
+    patches = torch.zeros(len(places), len(geometry), layer.size, layer.size)
+    covered = torch.zeros(len(places), len(geometry))
+    for view, image in enumerate(views):
+        # The content of the view is moved so that each patch comes to the middle and its plane lies flat.
+        inverse = np.linalg.inv(plane[view])
+        maps = torch.eye(3, dtype=torch.float64).repeat(len(places), 1, 1)
+        maps[:, :2, :2] = torch.from_numpy(inverse)
+        maps[:, :2, 2] = torch.from_numpy(-places[:, view] @ inverse.T)
+        out = (layer.size, layer.size)
+        patches[:, view] = affine_transform_images(torch.from_numpy(image), maps, order="cubic", out_shape=out)
+        covered[:, view] = torch.from_numpy(_coverage(plane[view], places[:, view], layer.size, image.shape))
+    return patches * window, covered
+
+
+def _coverage(plane: FloatArray, places: FloatArray, size: int, shape: tuple[int, ...]) -> FloatArray:
+    """Fraction of the middle of each patch that lies within the view."""
+    steps = np.linspace(-0.375, 0.375, 9) * size
+    u = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2) @ plane.T
+    at = places[:, None] + u
+    low = -np.array(shape[::-1]) // 2
+    high = low + np.array(shape[::-1])
+    return np.asarray(((at > low) & (at < high - 1)).all(axis=-1).mean(axis=1))
+
+
+def make_window(size: int) -> Tensor:
+    """`(size, size)` cosine window that falls over the outer quarter on each side."""
+    ramp = (torch.minimum(torch.arange(size), size - 1 - torch.arange(size)) + 0.5) / (size / 4)
+    edge = 0.5 - 0.5 * torch.cos(torch.pi * ramp.clamp(max=1))
+    return edge[:, None] * edge
+
+
+def measure_layer(
+    views: Sequence[npt.NDArray[np.float32]],
+    geometry: ViewGeometry,
+    layer: Layer,
+    reach_px: float,
+    *,
+    share: FloatArray | None = None,
+    settle: bool = True,
+) -> Displacements:
+    """Measure how far each patch lies from where the geometry says, against what all other views predict.
+
+    Parameters
+    ----------
+    views
+        n views from `whiten_view`.
+    geometry
+        So far.
+    layer
+        The patches.
+    reach_px
+        Longest displacement that is looked for.
+    share
+        `(rings,)` of the views' power that is signal, over frequency; estimated when none.
+    settle
+        Whether the errors of the predictions, which stem from the displacements of the others, are solved for.
+    """
+    patches, covered = cut_layer(views, geometry, layer)
+    good = covered >= LEAST_COVERED
+    transforms = torch.fft.rfft2(patches) * good[..., None, None]
+    plane, tau = plane_matrices(geometry, layer.slope)
+    smear = torch.from_numpy(tau * layer.thickness_px).float()
+    rings = image_frequencies(plane, layer.size)
+    if share is None:
+        share = estimate_share(transforms, smear, rings)
+    known = np.interp(rings, (np.arange(len(share)) + 0.5) / (2 * len(share)), share)
+    known = np.where((rings < _HIGHEST) & (rings > _LOWEST_PERIODS / layer.size), known, 0.0)
+    predictor = make_predictor(smear, torch.from_numpy(known).float(), layer.size)
+    predicted = predict_views(transforms, predictor)
+    scores = torch.fft.irfft2(transforms * predicted.conj(), s=(layer.size,) * 2)
+    steps, heights = find_displacements(scores, reach_px)
+    energy = torch.linalg.vector_norm(transforms.abs(), dim=(-2, -1)) * torch.linalg.vector_norm(
+        predicted.abs(), dim=(-2, -1)
+    )
+    quality = (heights * layer.size**2 / energy.clamp(min=1e-12)).numpy()
+    found = steps.numpy().astype(float)
+    found[~good.numpy()] = np.nan
+    moved = settle_displacements(found, predictor) if settle else found
+    tracks = project_points(geometry, layer.centres_px) + np.einsum("vij,bvj->bvi", plane, moved)
+    return Displacements(tracks, np.einsum("vij,bvj->bvi", plane, found), quality)
+
+
+def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
+    """`(n, size, size // 2 + 1)` length in the image of each frequency of the plane, cycles a pixel."""
+    inverse = np.linalg.inv(plane)
+    return np.linalg.norm(np.einsum("yxi,nij->nyxj", plane_frequencies(size).numpy(), inverse), axis=-1)
+
+
+def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: int = 16) -> FloatArray:
+    """`(count,)` fraction of the views' power that is signal in rings of frequency, by correlation of neighbours."""
+    order = torch.argsort(smear[:, 0])
+    first, second = order[:-1], order[1:]
+    frequency = plane_frequencies(transforms.shape[-2])
+    coherence = torch.sinc(torch.einsum("yxi,ni->nyx", frequency, smear[first] - smear[second]))
+    cross = (transforms[:, first] * transforms[:, second].conj()).real * coherence
+    power = (transforms[:, first].abs() ** 2 + transforms[:, second].abs() ** 2) / 2 * coherence**2
+    both = (transforms[:, first, 0, 1:2].abs() > 0) & (transforms[:, second, 0, 1:2].abs() > 0)
+    index = np.minimum((rings[first] * 2 * count).astype(int), count).ravel()
+    top = np.bincount(index, (cross * both[..., None]).sum(dim=0).numpy().ravel(), count + 1)
+    bottom = np.bincount(index, (power * both[..., None]).sum(dim=0).numpy().ravel(), count + 1)
+    share = top[:count] / np.maximum(bottom[:count], 1e-12)
+    share = np.convolve(np.pad(share, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
+    return np.clip(share, 0.01, 0.95)
+
+
+def find_displacements(scores: Tensor, reach_px: float) -> tuple[Tensor, Tensor]:
+    """Highest place of maps `(..., y, x)`, no displacement at index 0, within a circle; xy and heights."""
+    size = scores.shape[-1]
+    reach = min(int(reach_px) + 1, size // 2 - 1)
+    steps = torch.arange(-reach, reach + 1)
+    window = scores[..., steps[:, None] % size, steps[None] % size]
+    inside = (steps[:, None] ** 2 + steps**2) <= max(reach_px, 1.0) ** 2
+    searched = torch.where(inside, window, -torch.inf)
+    heights, index = searched.flatten(-2).max(dim=-1)
+    y, x = steps[index // len(steps)], steps[index % len(steps)]
+    flat = scores.flatten(-2)
+
+    def at(dy: int, dx: int) -> Tensor:
+        where = ((y + dy) % size) * size + (x + dx) % size
+        return flat.gather(-1, where[..., None])[..., 0]
+
+    middle = at(0, 0)
+    moved = []
+    for place, before, after in ((x, at(0, -1), at(0, 1)), (y, at(-1, 0), at(1, 0))):
+        bend = before - 2 * middle + after
+        moved.append(place + torch.where(bend < 0, 0.5 * (before - after) / bend, 0.0).clamp(-1, 1))
+    return torch.stack(moved, dim=-1), heights
+
+
+def settle_displacements(steps: FloatArray, predictor: Predictor) -> FloatArray:
+    """Displacements `(b, n, 2)` from the steps against predictions whose views are displaced themselves.
+
+    One step of Newton on the likelihood of all places: the steps times the information on each view alone are its
+    gradient.
+    """
+    information = information_matrix(predictor).double().numpy()
+    moved = np.full_like(steps, np.nan)
+    seen = np.isfinite(steps[..., 0])
+    patterns, rows = np.unique(seen, axis=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        if pattern.sum() < 2:
+            continue
+        keep = np.repeat(pattern, 2)
+        matrix = information[np.ix_(keep, keep)]
+        # Links to views that are not there are cut.
+        links = np.where(_same_block(pattern.sum()), 0.0, matrix)
+        alone = -_block_sums(links)
+        matrix = links + alone
+        members = np.flatnonzero(rows.ravel() == number)
+        gradient = steps[members][:, pattern].reshape(len(members), -1) @ alone
+        damped = matrix + 1e-3 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+        moved[np.ix_(members, np.flatnonzero(pattern))] = np.linalg.solve(damped, gradient.T).T.reshape(
+            len(members), -1, 2
+        )
+    return moved
+
+
+def _same_block(count: int) -> npt.NDArray[np.bool_]:
+    return np.kron(np.eye(count), np.ones((2, 2))).astype(bool)
+
+
+def _block_sums(links: FloatArray) -> FloatArray:
+    """Block-diagonal matrix of the sums over each view's links."""
+    count = len(links) // 2
+    blocks = links.reshape(count, 2, count, 2).sum(axis=2)
+    whole = np.zeros((count, 2, count, 2))
+    whole[np.arange(count), :, np.arange(count), :] = blocks
+    return whole.reshape(2 * count, 2 * count)
