@@ -194,6 +194,36 @@ def measure_layer(
     return Displacements(tracks, np.einsum("vij,bvj->bvi", plane, found), quality)
 
 
+def choose_thickness(
+    views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer
+) -> float:
+    """Thickness, pixels, under which what the views share is likeliest."""
+    patches, covered = cut_layer(views, geometry, layer)
+    whole = torch.from_numpy(np.asarray((covered >= LEAST_COVERED).all(dim=1)))
+    if not whole.any():
+        return layer.thickness_px
+    transforms = torch.fft.rfft2(patches[whole])
+    plane, tau = plane_matrices(geometry, layer.slope)
+    rings = image_frequencies(plane, layer.size)
+    inside = torch.from_numpy((rings < _HIGHEST) & (rings > _LOWEST_PERIODS / layer.size))
+    power = ((transforms.abs() ** 2) * inside).sum(dim=(0, 2, 3)) / (inside.sum(dim=(1, 2)) * len(transforms))
+    transforms = transforms / power.sqrt()[:, None, None] * inside
+    used = inside.all(dim=0)
+    best, highest = layer.thickness_px, -np.inf
+    for thickness in layer.size * np.geomspace(0.06, 2.0, 11):
+        smear = torch.from_numpy(tau * thickness).float()
+        share = estimate_share(transforms, smear, rings)
+        known = torch.from_numpy(np.interp(rings, (np.arange(len(share)) + 0.5) / (2 * len(share)), share)).float()
+        predictor = make_predictor(smear, known * inside, layer.size)
+        precision = predictor.precision[used]
+        chosen = transforms.permute(2, 3, 0, 1)[used]
+        quadratic = torch.einsum("kbu,kuv,kbv->kb", chosen.conj(), precision.to(chosen.dtype), chosen).real.mean()
+        likelihood = float(torch.logdet(precision).mean() - quadratic)
+        if likelihood > highest:
+            best, highest = float(thickness), likelihood
+    return best
+
+
 def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
     """`(n, size, size // 2 + 1)` length in the image of each frequency of the plane, cycles a pixel."""
     inverse = np.linalg.inv(plane)
