@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom, ViewGeometry, fit_bundle, project_points
+from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom, fit_bundle
 from verglas.algo.tilt_alignment.centring import centre_beads, cut_patches, measure_profile
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
+from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
 from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
 from verglas.algo.tilt_alignment.tracking import find_axis, track_beads
 from verglas.errors import UserError
@@ -97,13 +98,12 @@ def _start(
     diameter: float,
 ) -> ViewGeometry:
     """Nominal geometry with coarse shifts."""
-    count = len(tilt)
     if axis_deg is None:
         rough = find_coarse_shifts(images, tilt, None)
-        blind = ViewGeometry(tilt, np.zeros(count), rough, np.ones(count))
+        blind = start_geometry(tilt, 0.0, rough)
         axis_deg = find_axis(detections, blind, diameter)
     shifts = find_coarse_shifts(images, tilt, axis_deg)
-    return ViewGeometry(tilt, np.full(count, float(axis_deg)), shifts, np.ones(count))
+    return start_geometry(tilt, axis_deg, shifts)
 
 
 def measure_tracks(

@@ -13,15 +13,14 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
 
-from verglas.algo.tilt_alignment.bundle import (
-    Freedom,
+from verglas.algo.tilt_alignment.bundle import Freedom, fit_bundle
+from verglas.algo.tilt_alignment.coarse import order_outward
+from verglas.algo.tilt_alignment.geometry import (
     ViewGeometry,
-    fit_bundle,
     project_points,
     triangulate_points,
     view_matrices,
 )
-from verglas.algo.tilt_alignment.coarse import order_outward
 from verglas.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
