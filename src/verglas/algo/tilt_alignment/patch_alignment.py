@@ -7,8 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom, ViewGeometry, fit_bundle, project_points
+from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
+from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
+from verglas.algo.tilt_alignment.patch_fit import fit_patches, refine_patches
 from verglas.algo.tilt_alignment.patches import (
     Displacements,
     Layer,
@@ -17,7 +19,7 @@ from verglas.algo.tilt_alignment.patches import (
     measure_layer,
     whiten_view,
 )
-from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
+from verglas.algo.tilt_alignment.selection import Trial
 from verglas.errors import UserError
 from verglas.ops.binning import bin_images
 
@@ -37,12 +39,13 @@ class Level:
     reach: float
     rounds: int
     freedom: Freedom
+    anchor: float
 
 
 LEVELS = (
-    Level(128, 64, 0.6, 10.0, 6, Freedom(axis=0)),
-    Level(256, 64, 0.6, 6.0, 8, Freedom(axis=1, scale=5)),
-    Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5)),
+    Level(128, 64, 0.6, 10.0, 6, Freedom(axis=1), 1e-2),
+    Level(256, 64, 0.6, 6.0, 8, Freedom(axis=1, scale=5), 3e-3),
+    Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5), 3e-4),
 )
 
 _CONVERGED_PX = 0.1
@@ -97,8 +100,7 @@ def align_by_patches(images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg:
     if len(tilt) < FEWEST_VIEWS:
         raise UserError(f"an alignment by patches needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
     shifts = find_coarse_shifts(images, tilt, axis_deg)
-    geometry = ViewGeometry(tilt, np.full(len(tilt), float(axis_deg)), shifts, np.ones(len(tilt)))
-    return refine_by_patches(images, geometry)
+    return refine_by_patches(images, start_geometry(tilt, axis_deg, shifts))
 
 
 def refine_by_patches(images: Sequence[Image], geometry: ViewGeometry, levels: Sequence[Level] = LEVELS) -> PatchAlignment:
@@ -111,23 +113,23 @@ def refine_by_patches(images: Sequence[Image], geometry: ViewGeometry, levels: S
         here = _resize(geometry, 1 / factor)
         for turn in range(level.rounds):
             layer = lay_patches(here, views[0].shape, level, slope, (thickness or 0.15 * max(images[0].shape)) / factor)
-            if number < 2 and turn in (0, 3):
+            if number < 2 and turn == 0:
                 thickness = factor * choose_thickness(views, here, layer)
                 layer = replace(layer, thickness_px=thickness / factor)
-            found = measure_layer(views, here, layer, level.reach)
+            found = measure_layer(views, here, layer, level.reach, anchor=level.anchor)
             last = (number, turn) == (len(levels) - 1, level.rounds - 1)
-            fit = fit_bundle(found.tracks_px, replace(begin, shift_px=here.shift_px), level.freedom)
+            fit = fit_patches(found.tracks, here, level.freedom, begin)
             moved = measure_change(fit, here)
             here, slope = fit.geometry, fit_slope(fit)
             if moved < _CONVERGED_PX:
                 break
         geometry = _resize(here, factor)
-    fit, trials = refine_alignment(found.tracks_px, replace(begin, shift_px=here.shift_px))
+    fit, trials = refine_patches(found.tracks, here, begin)
     for _ in range(2):
         here, slope = fit.geometry, fit_slope(fit)
         layer = lay_patches(here, views[0].shape, level, slope, thickness / factor)
-        found = measure_layer(views, here, layer, level.reach)
-        fit = fit_bundle(found.tracks_px, replace(begin, shift_px=here.shift_px), trials[0].freedom)
+        found = measure_layer(views, here, layer, level.reach, anchor=level.anchor)
+        fit = fit_patches(found.tracks, here, trials[0].freedom, begin)
     scale = float(factor)
     whole = replace(
         fit,
@@ -137,7 +139,7 @@ def refine_by_patches(images: Sequence[Image], geometry: ViewGeometry, levels: S
         sigma_px=fit.sigma_px * scale,
     )
     return PatchAlignment(
-        whole, found.tracks_px * scale, tuple(trials), level.size * scale, thickness, found.scores
+        whole, found.tracks.places_px * scale, tuple(trials), level.size * scale, thickness, found.scores
     )
 
 
@@ -164,7 +166,7 @@ def lay_patches(
     xy = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     centres = np.column_stack([xy, xy @ np.array(slope)])
     seen = project_points(geometry.take([low]), centres)[:, 0] - geometry.shift_px[low]
-    inside = (np.abs(seen) <= half - 0.34 * level.size + 1e-6).all(axis=1)
+    inside = (np.abs(seen) <= half - 0.25 * level.size + 1e-6).all(axis=1)
     if not inside.any():
         inside = np.linalg.norm(xy, axis=1) == np.linalg.norm(xy, axis=1).min()
     return Layer(centres[inside], slope, level.size, thickness_px)

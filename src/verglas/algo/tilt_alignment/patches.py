@@ -9,7 +9,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from verglas.algo.tilt_alignment.bundle import ViewGeometry, project_points, view_matrices
+from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, view_matrices
+from verglas.algo.tilt_alignment.patch_fit import PatchTracks
 from verglas.algo.tilt_alignment.prediction import (
     Predictor,
     information_matrix,
@@ -28,6 +29,7 @@ LEAST_COVERED = 0.6
 _RINGS = 24
 _HIGHEST = 0.42
 _LOWEST_PERIODS = 1.5
+_FEWEST_COMPARED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +60,15 @@ class Displacements:
 
     Parameters
     ----------
-    tracks_px
-        `(b, n, 2)` xy from the image's centre; NaN where a patch was not measured.
+    tracks
+        Places in the views, and what is known of their errors.
     steps_px
         `(b, n, 2)` how far each lies from where the others say, before their own errors are taken into account.
     scores
         `(b, n)` correlation with what was predicted.
     """
 
-    tracks_px: FloatArray
+    tracks: PatchTracks
     steps_px: FloatArray
     scores: FloatArray
 
@@ -149,8 +151,8 @@ def measure_layer(
     layer: Layer,
     reach_px: float,
     *,
+    anchor: float,
     share: FloatArray | None = None,
-    settle: bool = True,
 ) -> Displacements:
     """Measure how far each patch lies from where the geometry says, against what all other views predict.
 
@@ -164,10 +166,11 @@ def measure_layer(
         The patches.
     reach_px
         Longest displacement that is looked for.
+    anchor
+        What is known of the middle of a track, beside what is known of a view by the others: little when the
+        geometry is good.
     share
         `(rings,)` of the views' power that is signal, over frequency; estimated when none.
-    settle
-        Whether the errors of the predictions, which stem from the displacements of the others, are solved for.
     """
     patches, covered = cut_layer(views, geometry, layer)
     good = covered >= LEAST_COVERED
@@ -189,8 +192,13 @@ def measure_layer(
     quality = (heights * layer.size**2 / energy.clamp(min=1e-12)).numpy()
     found = steps.numpy().astype(float)
     found[~good.numpy()] = np.nan
-    moved = settle_displacements(found, predictor) if settle else found
-    tracks = project_points(geometry, layer.centres_px) + np.einsum("vij,bvj->bvi", plane, moved)
+    found[_stand_out(found)] = np.nan
+    moved, roots = settle_displacements(found, predictor, anchor)
+    places = project_points(geometry, layer.centres_px) + np.einsum("vij,bvj->bvi", plane, moved)
+    inverse = np.linalg.inv(plane)
+    count = len(plane)
+    roots = np.einsum("bavi,vij->bavj", roots.reshape(*roots.shape[:2], count, 2), inverse)
+    tracks = PatchTracks(places, roots.reshape(len(roots), 2 * count, 2 * count))
     return Displacements(tracks, np.einsum("vij,bvj->bvi", plane, found), quality)
 
 
@@ -271,32 +279,54 @@ def find_displacements(scores: Tensor, reach_px: float) -> tuple[Tensor, Tensor]
     return torch.stack(moved, dim=-1), heights
 
 
-def settle_displacements(steps: FloatArray, predictor: Predictor) -> FloatArray:
-    """Displacements `(b, n, 2)` from the steps against predictions whose views are displaced themselves.
+def _stand_out(steps: FloatArray) -> npt.NDArray[np.bool_]:
+    """`(b, n)` whether a step is far from those of the other patches in the view."""
+    if len(steps) < _FEWEST_COMPARED:
+        return np.zeros(steps.shape[:2], bool)
+    known = np.isfinite(steps[..., 0])
+    middle = np.zeros((steps.shape[1], 2))
+    spread = np.zeros(steps.shape[1])
+    for view in range(steps.shape[1]):
+        if known[:, view].any():
+            middle[view] = np.median(steps[known[:, view], view], axis=0)
+            spread[view] = np.median(np.linalg.norm(steps[known[:, view], view] - middle[view], axis=1))
+    off = np.linalg.norm(np.nan_to_num(steps) - middle, axis=-1)
+    return np.asarray(known & (off > 5 * np.maximum(spread, 0.1)))
+
+
+def settle_displacements(steps: FloatArray, predictor: Predictor, anchor: float) -> tuple[FloatArray, FloatArray]:
+    """Displacements from the steps against predictions whose views are displaced themselves.
 
     One step of Newton on the likelihood of all places: the steps times the information on each view alone are its
     gradient.
+
+    Returns
+    -------
+    tuple
+        `(b, n, 2)` displacements, and `(b, 2 n, 2 n)` matrices R with R^T R the information on them.
     """
     information = information_matrix(predictor).double().numpy()
-    moved = np.full_like(steps, np.nan)
-    seen = np.isfinite(steps[..., 0])
-    patterns, rows = np.unique(seen, axis=0, return_inverse=True)
+    count = steps.shape[1]
+    moved, roots = np.full_like(steps, np.nan), np.zeros((len(steps), 2 * count, 2 * count))
+    patterns, rows = np.unique(np.isfinite(steps[..., 0]), axis=0, return_inverse=True)
     for number, pattern in enumerate(patterns):
-        if pattern.sum() < 2:
+        views = np.flatnonzero(pattern)
+        if len(views) < 2:
             continue
-        keep = np.repeat(pattern, 2)
-        matrix = information[np.ix_(keep, keep)]
+        keep = np.flatnonzero(np.repeat(pattern, 2))
         # Links to views that are not there are cut.
-        links = np.where(_same_block(pattern.sum()), 0.0, matrix)
+        links = np.where(_same_block(len(views)), 0.0, information[np.ix_(keep, keep)])
         alone = -_block_sums(links)
         matrix = links + alone
+        matrix += anchor * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
+        values, vectors = np.linalg.eigh(matrix)
+        root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
         members = np.flatnonzero(rows.ravel() == number)
-        gradient = steps[members][:, pattern].reshape(len(members), -1) @ alone
-        damped = matrix + 1e-3 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
-        moved[np.ix_(members, np.flatnonzero(pattern))] = np.linalg.solve(damped, gradient.T).T.reshape(
-            len(members), -1, 2
-        )
-    return moved
+        gradient = steps[members][:, views].reshape(len(members), -1) @ alone
+        solved = np.linalg.solve(matrix, gradient.T).T
+        moved[np.ix_(members, views)] = solved.reshape(len(members), -1, 2)
+        roots[np.ix_(members, keep, keep)] = root
+    return moved, roots
 
 
 def _same_block(count: int) -> npt.NDArray[np.bool_]:
