@@ -25,6 +25,8 @@ CLEARANCE = 1.1
 
 FEWEST_VIEWS = 5
 _FEWEST_BEADS = 3
+_FEWEST_SEEN = 5
+_WORST_BEAD = 3.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +82,36 @@ def align_by_beads(
     tracks, geometry = track_beads(detections, start, diameter_px)
     if len(tracks) < _FEWEST_BEADS:
         raise UserError(f"only {len(tracks)} beads could be tracked; expected at least {_FEWEST_BEADS}")
-    for freedom in (Freedom(axis=1), Freedom(axis=1, tilt=5, scale=5)):
-        rough = fit_bundle(tracks, geometry, freedom)
-        tracks = measure_tracks(images, tracks, rough, diameter_px)
-    start = replace(
-        geometry, tilt_deg=tilt, axis_deg=fit_bundle(tracks, geometry, Freedom(axis=1)).geometry.axis_deg
-    )
+    for freedom in (Freedom(), Freedom(tilt=5, scale=5)):
+        tracks = measure_tracks(images, tracks, fit_bundle(tracks, geometry, freedom), diameter_px)
+    tracks = drop_outliers(tracks, geometry)
+    start = replace(geometry, tilt_deg=tilt, axis_deg=fit_bundle(tracks, geometry, Freedom()).geometry.axis_deg)
     fit, trials = refine_alignment(tracks, start)
     return BeadAlignment(fit, tracks, tuple(trials))
+
+
+def drop_outliers(tracks_px: FloatArray, geometry: ViewGeometry) -> FloatArray:
+    """Drop measurements that lie far off, and beads that as a whole fit much worse than others.
+
+    Parameters
+    ----------
+    tracks_px
+        `(beads, n, 2)`; NaN where a bead was not measured.
+    geometry
+        Rough.
+
+    Returns
+    -------
+    ndarray
+        `(fewer beads, n, 2)`.
+    """
+    fit = fit_bundle(tracks_px, geometry, Freedom(axis=5, tilt=5, scale=5))
+    tracks = np.where(fit.used[..., None], tracks_px, np.nan)
+    lengths = np.linalg.norm(np.where(fit.used[..., None], fit.residuals_px, np.nan), axis=-1)
+    seen = fit.used.sum(axis=1)
+    worst = np.array([np.median(row[np.isfinite(row)]) if n else np.inf for row, n in zip(lengths, seen, strict=True)])
+    keep = (seen >= _FEWEST_SEEN) & (worst <= _WORST_BEAD * np.median(worst[seen > 0]))
+    return np.asarray(tracks[keep])
 
 
 def _start(
@@ -128,7 +152,8 @@ def measure_tracks(
         `(beads, n, 2)`; NaN where a bead is hidden, too near another one, or not where it is expected.
     """
     expected = project_points(fit.geometry, fit.points_px)
-    known = np.isfinite(tracks_px[..., 0])
+    limit = max(diameter_px / 4, 5 * fit.sigma_px)
+    known = np.isfinite(tracks_px[..., 0]) & (np.linalg.norm(fit.residuals_px, axis=-1) < limit)
     rough = np.where(known[..., None], tracks_px, expected)
     reach = int(np.ceil(0.95 * diameter_px))
     patches = [
@@ -140,7 +165,7 @@ def measure_tracks(
         rows = np.flatnonzero(np.isfinite(rough[:, view]).all(axis=1))
         rows = rows[_stand_clear(rough[rows, view], CLEARANCE * diameter_px)]
         places, scores = centre_beads(image, rough[rows, view], profile, reach)
-        near = np.linalg.norm(places - rough[rows, view], axis=1) < diameter_px / 2
+        near = np.linalg.norm(places - expected[rows, view], axis=1) < limit
         good = (scores >= LEAST_CORRELATION) & near
         measured[rows[good], view] = places[good]
     return measured

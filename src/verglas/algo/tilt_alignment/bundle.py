@@ -31,6 +31,7 @@ _PULL = {"axis": np.deg2rad(5.0), "tilt": np.deg2rad(2.0), "x_tilt": np.deg2rad(
 _PULL |= {"scale": 0.02, "stretch": 0.01, "skew": 0.01}
 _ANGLES = ("axis", "tilt", "x_tilt")
 _MOST_ROUNDS = 60
+_LEAST_PROGRESS = 1e-5
 _TUNING = 6.0  # gentle: beads that move with the specimen are no outliers
 _OUTLIER = 5.0
 
@@ -94,6 +95,7 @@ class _Problem:
     tracks: FloatArray
     seen: npt.NDArray[np.bool_]
     start: ViewGeometry
+    columns: list[int]
     basis: FloatArray
 
     def measure(self, geometry: ViewGeometry, points: FloatArray) -> FloatArray:
@@ -111,7 +113,12 @@ class _State:
 
 
 def fit_bundle(
-    tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom, *, rounds: int = _MOST_ROUNDS
+    tracks_px: FloatArray,
+    start: ViewGeometry,
+    freedom: Freedom,
+    *,
+    begin: ViewGeometry | None = None,
+    rounds: int = _MOST_ROUNDS,
 ) -> BundleFit:
     """Fit views and beads by Levenberg and Marquardt with Cauchy's loss, the beads eliminated by Schur.
 
@@ -126,6 +133,8 @@ def fit_bundle(
         Nominal geometry with rough shifts.
     freedom
         What is fitted beside the shifts.
+    begin
+        Where the fit begins, when something better than the start is known. The pull is to the start.
     rounds
         At most so many steps.
 
@@ -140,9 +149,10 @@ def fit_bundle(
         raise UserError(f"no bead was measured in {FEWEST_VIEWS} views or more; expected at least one")
     seen = seen & known[:, None]
     tracks = np.where(seen[..., None], tracks_px, 0.0)
-    problem = _Problem(tracks, seen, start, _make_basis(start, freedom))
-    points = np.nan_to_num(triangulate_points(start, np.where(seen[..., None], tracks, np.nan)))
-    state = _State(start, points, problem.measure(start, points))
+    problem = _Problem(tracks, seen, start, *_make_basis(start, freedom))
+    first = start if begin is None else begin
+    points = np.nan_to_num(triangulate_points(first, np.where(seen[..., None], tracks, np.nan)))
+    state = _State(first, points, problem.measure(first, points))
     damping = 1e-3
     for _ in range(rounds):
         sigma = _robust_sigma(state.residuals, seen)
@@ -156,7 +166,7 @@ def fit_bundle(
         else:
             break
         state, damping = new, max(damping / 10, 1e-9)
-        if loss - new_loss < 1e-7 * loss:
+        if loss - new_loss < _LEAST_PROGRESS * loss:
             break
     # The specimen's centre goes to the middle of the beads.
     centre = state.points[known].mean(axis=0)
@@ -169,7 +179,7 @@ def locate_beads(tracks_px: FloatArray, geometry: ViewGeometry) -> BundleFit:
     seen = np.isfinite(tracks_px).all(axis=-1)
     known = seen.sum(axis=1) >= FEWEST_VIEWS
     points = triangulate_points(geometry, tracks_px, seen.astype(float))
-    for _ in range(20):
+    for _ in range(6):
         residuals = np.where(seen[..., None], tracks_px - project_points(geometry, points), 0.0)
         residuals = np.nan_to_num(residuals)
         weights = _weigh(residuals, seen, _robust_sigma(residuals, seen & known[:, None]))
@@ -177,14 +187,13 @@ def locate_beads(tracks_px: FloatArray, geometry: ViewGeometry) -> BundleFit:
     return _judge(tracks_px, geometry, points, known)
 
 
-def _make_basis(start: ViewGeometry, freedom: Freedom) -> FloatArray:
-    """`(8 n, unknowns)`: the variables of each view from the unknowns."""
-    count, width = len(start), 2 + len(VARIABLES)
-    blocks = [np.kron(np.eye(count), np.eye(width)[:, :2])]
-    for column, name in enumerate(VARIABLES, 2):
-        lines = _draw_lines(start.tilt_deg, getattr(freedom, name))
-        blocks.append(np.kron(lines, np.eye(width)[:, column : column + 1]))
-    return np.concatenate(blocks, axis=1)
+def _make_basis(start: ViewGeometry, freedom: Freedom) -> tuple[list[int], FloatArray]:
+    """Columns of the variables that are fitted, and `(n columns, unknowns)`: these of each view from the unknowns."""
+    count = len(start)
+    lines = {2 + i: _draw_lines(start.tilt_deg, getattr(freedom, name)) for i, name in enumerate(VARIABLES)}
+    lines = {0: np.eye(count), 1: np.eye(count)} | {column: line for column, line in lines.items() if line.size}
+    blocks = [np.kron(line, np.eye(len(lines))[:, [i]]) for i, line in enumerate(lines.values())]
+    return list(lines), np.concatenate(blocks, axis=1)
 
 
 def _draw_lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
@@ -206,8 +215,9 @@ def _take_step(
     """One damped step of Gauss and Newton; the beads are eliminated first (Schur)."""
     geometry, basis = state.geometry, problem.basis
     by_view, by_point = _differentiate(geometry, state.points)
-    count, beads, width = len(geometry), len(state.points), by_view.shape[-1]
-    pull, strain = _pull_back(geometry, problem.start, sigma)
+    by_view = by_view[..., problem.columns]
+    count, beads, width = len(geometry), len(state.points), len(problem.columns)
+    pull, strain = (values[:, problem.columns] for values in _pull_back(geometry, problem.start, sigma))
     normal_v = np.einsum("bv,bvik,bvil->vkl", weights, by_view, by_view) + pull[:, :, None] * np.eye(width)
     right_v = np.einsum("bv,bvik,bvi->vk", weights, by_view, state.residuals) + pull * strain
     normal_p = np.einsum("bv,vik,vil->bkl", weights, by_point, by_point)
@@ -225,7 +235,8 @@ def _take_step(
     system[np.diag_indices_from(system)] += damping * np.diag(basis.T @ normal @ basis) + 1e-12
     change = basis @ np.linalg.solve(system, basis.T @ right)
     points = state.points + np.einsum("blm,bm->bl", inverse_p, right_p - np.einsum("abl,a->bl", cross, change))
-    d = change.reshape(count, width)
+    d = np.zeros((count, 2 + len(VARIABLES)))
+    d[:, problem.columns] = change.reshape(count, width)
     moved = ViewGeometry(
         geometry.tilt_deg + np.rad2deg(d[:, 3]),
         geometry.axis_deg + np.rad2deg(d[:, 2]),

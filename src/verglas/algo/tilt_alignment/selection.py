@@ -1,6 +1,5 @@
 """Which variables the beads can carry: held-out beads decide."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +17,6 @@ from verglas.algo.tilt_alignment.geometry import ViewGeometry
 
 FloatArray = npt.NDArray[np.float64]
 
-LEVELS = (0, 1, 5, -1)
-"""Nodes of a variable, from none to one a view. Only the axis has a common value that beads can tell."""
-
 FOLDS = 5
 """Every fifth bead is held out in turn."""
 
@@ -32,6 +28,7 @@ LEAST_GAIN = 0.01
 
 _OVERDETERMINED = 3.0
 _CUT = 5.0
+_ROUNDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +62,9 @@ class Trial:
         return float(np.sqrt((np.minimum(lengths, limit_px) ** 2).mean())) if len(lengths) else np.inf
 
 
-def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Trial:
+def hold_out(
+    tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom, begin: ViewGeometry | None = None
+) -> Trial:
     """Fit without every fifth bead in turn, and measure how far the beads that were left out lie off.
 
     Parameters
@@ -76,6 +75,8 @@ def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Tr
         Nominal geometry with rough shifts.
     freedom
         What is fitted beside the shifts.
+    begin
+        Where the fits begin; none is the start.
     """
     seen = np.isfinite(tracks_px[..., 0])
     residuals = np.full_like(tracks_px, np.nan)
@@ -84,7 +85,7 @@ def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Tr
         out = folds == fold
         if (seen[~out].sum(axis=1) >= FEWEST_VIEWS).sum() < FEWEST_FITTED:
             continue
-        geometry = fit_bundle(tracks_px[~out], start, freedom).geometry
+        geometry = fit_bundle(tracks_px[~out], start, freedom, begin=begin, rounds=_ROUNDS).geometry
         left = locate_beads(tracks_px[out], geometry).residuals_px
         # A view whose every bead was held out has no shift.
         left[:, ~seen[~out].any(axis=0)] = np.nan
@@ -95,38 +96,45 @@ def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Tr
 def choose_freedom(tracks_px: FloatArray, start: ViewGeometry) -> list[Trial]:
     """Free one variable after the other, always that which makes the held-out beads fit best.
 
-    It ends when none makes them fit better by a hundredth. A freedom is not tried when there are not three
-    times as many numbers measured as unknowns.
+    It ends when none makes them fit better by a hundredth. What made them fit worse once is not tried again. A
+    freedom is not tried when there are not three times as many numbers measured as unknowns.
 
     Returns
     -------
     list
         All trials, the chosen one first.
     """
-    best = hold_out(tracks_px, start, Freedom())
-    trials: list[Trial] = []
-    limit = _CUT * float(np.nan_to_num(np.nanmedian(np.linalg.norm(best.residuals_px, axis=-1)), nan=1.0))
+    geometry = fit_bundle(tracks_px, start, Freedom()).geometry
+    best = hold_out(tracks_px, start, Freedom(), geometry)
+    trials = [best]
+    limit = _CUT * _typical(best.residuals_px)
+    steps = {(name, level) for name in VARIABLES for level in (5, -1)}
     while True:
-        tried = [hold_out(tracks_px, start, freer) for freer in _free_more(best.freedom, tracks_px)]
-        better = min([best, *tried], key=lambda trial: trial.merit(limit))
-        trials += tried
+        tried: dict[tuple[str, int], Trial] = {}
+        for name, level in sorted(steps):
+            freer = replace(best.freedom, **{name: level})
+            if getattr(best.freedom, name) not in {level, -1} and _can_carry(tracks_px, freer):
+                tried[name, level] = hold_out(tracks_px, start, freer, geometry)
+        trials += tried.values()
+        better = min(tried.values(), key=lambda trial: trial.merit(limit), default=best)
         if not better.merit(limit) < (1 - LEAST_GAIN) * best.merit(limit):
             return [best, *(trial for trial in trials if trial is not best)]
-        trials.append(best)
+        steps = {step for step, trial in tried.items() if trial.merit(limit) < (1 + LEAST_GAIN) * best.merit(limit)}
         best = better
+        geometry = fit_bundle(tracks_px, start, best.freedom, begin=geometry).geometry
 
 
-def _free_more(freedom: Freedom, tracks_px: FloatArray) -> Iterator[Freedom]:
-    """Freedoms with one variable freer, as far as there are measurements for them."""
+def _can_carry(tracks_px: FloatArray, freedom: Freedom) -> bool:
+    """Whether there are measurements enough."""
     beads, views = tracks_px.shape[:2]
     measured = 2 * int(np.isfinite(tracks_px[..., 0]).sum())
-    for name in VARIABLES:
-        level = LEVELS.index(getattr(freedom, name)) + 1
-        level += LEVELS[level : level + 1] == (1,) and name != "axis"
-        if level < len(LEVELS):
-            freer = replace(freedom, **{name: LEVELS[level]})
-            if measured >= _OVERDETERMINED * (2 * views + 3 * beads + freer.count(views)):
-                yield freer
+    return measured >= _OVERDETERMINED * (2 * views + 3 * beads + freedom.count(views))
+
+
+def _typical(residuals_px: FloatArray) -> float:
+    """Median length; 1 where nothing was held out."""
+    lengths = np.linalg.norm(residuals_px[np.isfinite(residuals_px[..., 0])], axis=-1)
+    return float(np.median(lengths)) if len(lengths) else 1.0
 
 
 def refine_alignment(tracks_px: FloatArray, start: ViewGeometry) -> tuple[BundleFit, list[Trial]]:
