@@ -17,6 +17,7 @@ from verglas.algo.tilt_alignment.patches import (
     choose_thickness,
     cut_layer,
     measure_layer,
+    plane_matrices,
     whiten_view,
 )
 from verglas.algo.tilt_alignment.selection import Trial
@@ -31,7 +32,27 @@ FEWEST_VIEWS = 5
 
 @dataclass(frozen=True)
 class Level:
-    """One sampling: longest side of the images, side of the patches, reach, and rounds at it."""
+    """One sampling.
+
+    Parameters
+    ----------
+    side
+        Longest side of the images, about, pixels.
+    size
+        Side of the patches, pixels.
+    spacing
+        From patch to patch, in sizes.
+    reach
+        Longest displacement that is looked for, pixels.
+    rounds
+        At most so many.
+    freedom
+        What is fitted beside the shifts.
+    anchor
+        See `measure_layer`.
+    finds_thickness
+        Whether the slab's thickness is found anew.
+    """
 
     side: int
     size: int
@@ -40,15 +61,21 @@ class Level:
     rounds: int
     freedom: Freedom
     anchor: float
+    finds_thickness: bool
 
 
 LEVELS = (
-    Level(128, 64, 0.6, 10.0, 6, Freedom(axis=1), 1e-2),
-    Level(256, 64, 0.6, 6.0, 8, Freedom(axis=1, scale=5), 3e-3),
-    Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5), 3e-4),
+    Level(128, 64, 0.6, 10.0, 6, Freedom(axis=1), 1e-3, True),
+    Level(256, 64, 0.6, 6.0, 8, Freedom(axis=1, scale=5), 3e-4, True),
+    Level(512, 96, 0.6, 5.0, 6, Freedom(axis=1, scale=5), 1e-4, False),
 )
 
 _CONVERGED_PX = 0.1
+_LAST_ROUNDS = 2
+_LARGEST = 2.0
+_THICKNESSES = 0.7
+_MARGIN = 0.4
+_FEWEST_A_ROW = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,43 +130,101 @@ def align_by_patches(images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg:
     return refine_by_patches(images, start_geometry(tilt, axis_deg, shifts))
 
 
-def refine_by_patches(images: Sequence[Image], geometry: ViewGeometry, levels: Sequence[Level] = LEVELS) -> PatchAlignment:
-    """Align by patches from a geometry that is roughly known."""
-    slope, thickness, start = (0.0, 0.0), None, geometry
-    for number, level in enumerate(levels):
+def refine_by_patches(
+    images: Sequence[Image], geometry: ViewGeometry, levels: Sequence[Level] = LEVELS
+) -> PatchAlignment:
+    """Align by patches from a geometry that is roughly known.
+
+    Parameters
+    ----------
+    images
+        n good views `(y, x)`.
+    geometry
+        With shifts that err by less than a tenth of the field, and the tilts of the stage.
+    levels
+        From coarse to fine.
+    """
+    state = _State(geometry, (0.0, 0.0), 0.0)
+    for level in levels:
         factor = max(1, round(max(images[0].shape) / level.side))
-        views = [whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy()) for i in images]
-        begin = _resize(start, 1 / factor)
-        here = _resize(geometry, 1 / factor)
-        for turn in range(level.rounds):
-            layer = lay_patches(here, views[0].shape, level, slope, (thickness or 0.15 * max(images[0].shape)) / factor)
-            if number < 2 and turn == 0:
-                thickness = factor * choose_thickness(views, here, layer)
-                layer = replace(layer, thickness_px=thickness / factor)
-            found = measure_layer(views, here, layer, level.reach, anchor=level.anchor)
-            last = (number, turn) == (len(levels) - 1, level.rounds - 1)
-            fit = fit_patches(found.tracks, here, level.freedom, begin)
-            moved = measure_change(fit, here)
-            here, slope = fit.geometry, fit_slope(fit)
+        views = [
+            whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy())
+            for i in images
+        ]
+        search = _Search(views, _resize(geometry, 1 / factor), level)
+        state = state.resize(1 / factor)
+        if level.finds_thickness:
+            state = search.find_thickness(state)
+        for _ in range(level.rounds):
+            found, fit = search.measure(state, level.freedom)
+            moved = measure_change(fit, state.geometry)
+            state = replace(state, geometry=fit.geometry, slope=fit_slope(fit))
             if moved < _CONVERGED_PX:
                 break
-        geometry = _resize(here, factor)
-    fit, trials = refine_patches(found.tracks, here, begin)
-    for _ in range(2):
-        here, slope = fit.geometry, fit_slope(fit)
-        layer = lay_patches(here, views[0].shape, level, slope, thickness / factor)
-        found = measure_layer(views, here, layer, level.reach, anchor=level.anchor)
-        fit = fit_patches(found.tracks, here, trials[0].freedom, begin)
-    scale = float(factor)
+        state = state.resize(factor)
+    state = state.resize(1 / factor)
+    fit, trials = refine_patches(found.tracks, state.geometry, search.nominal)
+    for _ in range(_LAST_ROUNDS):
+        state = replace(state, geometry=fit.geometry, slope=fit_slope(fit))
+        found, fit = search.measure(state, trials[0].freedom)
+    return _enlarge(fit, found, trials, search.lay(state), factor)
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What the search moves, in pixels of its level; a thickness of 0 is unknown."""
+
+    geometry: ViewGeometry
+    slope: tuple[float, float]
+    thickness_px: float
+
+    def resize(self, factor: float) -> "_State":
+        return _State(_resize(self.geometry, factor), self.slope, self.thickness_px * factor)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What does not move at one level."""
+
+    views: list[npt.NDArray[np.float32]]
+    nominal: ViewGeometry
+    level: Level
+
+    def lay(self, state: _State) -> Layer:
+        # What a thick slab shows in one patch moves apart when it is tilted: the patch must hold it.
+        side = min(self.views[0].shape)
+        size = max(self.level.size, min(_LARGEST * self.level.size, _THICKNESSES * state.thickness_px))
+        level = replace(self.level, size=2 * round(min(size, side / 2) / 2))
+        return lay_patches(state.geometry, self.views[0].shape, level, state.slope, state.thickness_px)
+
+    def find_thickness(self, state: _State) -> _State:
+        return replace(state, thickness_px=choose_thickness(self.views, state.geometry, self.lay(state)))
+
+    def measure(self, state: _State, freedom: Freedom) -> tuple[Displacements, BundleFit]:
+        level = self.level
+        found = measure_layer(self.views, state.geometry, self.lay(state), level.reach, anchor=level.anchor)
+        return found, fit_patches(found.tracks, state.geometry, freedom, self.nominal)
+
+
+def _enlarge(
+    fit: BundleFit,
+    found: Displacements,
+    trials: Sequence[Trial],
+    layer: Layer,
+    factor: int,
+) -> PatchAlignment:
+    """In pixels of the views, from those of the level."""
     whole = replace(
         fit,
-        geometry=_resize(fit.geometry, scale),
-        points_px=fit.points_px * scale,
-        residuals_px=fit.residuals_px * scale,
-        sigma_px=fit.sigma_px * scale,
+        geometry=_resize(fit.geometry, factor),
+        points_px=fit.points_px * factor,
+        residuals_px=fit.residuals_px * factor,
+        sigma_px=fit.sigma_px * factor,
     )
+    larger = tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials)
+    places = found.tracks.places_px * factor
     return PatchAlignment(
-        whole, found.tracks.places_px * scale, tuple(trials), level.size * scale, thickness, found.scores
+        whole, places, larger, layer.size * factor, layer.thickness_px * factor, found.scores
     )
 
 
@@ -152,24 +237,21 @@ def measure_change(fit: BundleFit, before: ViewGeometry) -> float:
 
 
 def lay_patches(
-    geometry: ViewGeometry, shape: tuple[int, ...], level: Level, slope: tuple[float, float], thickness_px: float
+    geometry: ViewGeometry,
+    shape: tuple[int, ...],
+    level: Level,
+    slope: tuple[float, float],
+    thickness_px: float,
 ) -> Layer:
-    """Lay patches over what the view of lowest tilt shows."""
+    """Lay patches in rows over what the view of lowest tilt shows, three by three at least."""
     low = int(np.abs(geometry.tilt_deg).argmin())
-    turn = np.deg2rad(geometry.axis_deg[low])
-    half = np.array(shape[::-1]) / 2
-    c, s = abs(np.cos(turn)), abs(np.sin(turn))
-    extent = np.array([c * half[0] + s * half[1], s * half[0] + c * half[1]])
-    room = extent - 0.35 * level.size
-    counts = np.maximum(1, 1 + np.floor(2 * room / (level.spacing * level.size)).astype(int))
-    x, y = (np.linspace(-r, r, n) if n > 1 else np.zeros(1) for r, n in zip(room, counts, strict=True))
-    xy = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
-    centres = np.column_stack([xy, xy @ np.array(slope)])
-    seen = project_points(geometry.take([low]), centres)[:, 0] - geometry.shift_px[low]
-    inside = (np.abs(seen) <= half - 0.25 * level.size + 1e-6).all(axis=1)
-    if not inside.any():
-        inside = np.linalg.norm(xy, axis=1) == np.linalg.norm(xy, axis=1).min()
-    return Layer(centres[inside], slope, level.size, thickness_px)
+    room = np.array(shape[::-1]) / 2 - _MARGIN * level.size
+    counts = np.maximum(_FEWEST_A_ROW, 1 + np.rint(2 * room / (level.spacing * level.size))).astype(int)
+    x, y = (np.linspace(-r, r, n) for r, n in zip(room, counts, strict=True))
+    seen = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    plane, _ = plane_matrices(geometry.take([low]), slope)
+    xy = np.linalg.solve(plane[0], seen.T).T
+    return Layer(np.column_stack([xy, xy @ np.array(slope)]), slope, level.size, thickness_px)
 
 
 def fit_slope(fit: BundleFit) -> tuple[float, float]:

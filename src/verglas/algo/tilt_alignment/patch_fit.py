@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from verglas.algo.tilt_alignment.bundle import VARIABLES, BundleFit, Freedom, _differentiate, _make_basis
+from verglas.algo.tilt_alignment.bundle import (
+    VARIABLES,
+    BundleFit,
+    Freedom,
+    differentiate_views,
+    make_basis,
+)
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, view_matrices
 from verglas.algo.tilt_alignment.selection import FOLDS, LEAST_GAIN, Trial
 
@@ -22,8 +28,6 @@ FREEDOMS = (
     Freedom(axis=1, scale=5),
     Freedom(axis=1, scale=5, tilt=5),
     Freedom(axis=1, scale=5, tilt=-1),
-    Freedom(axis=5, scale=5, tilt=-1),
-    Freedom(axis=5, scale=5, tilt=-1, stretch=5, skew=5),
 )
 """From few unknowns to many."""
 
@@ -42,7 +46,7 @@ class PatchTracks:
     Parameters
     ----------
     places_px
-        `(b, n, 2)` xy from the image's centre; NaN where a patch was not measured.
+        `(b, n, 2)` xy from the image's centre; NaN where a patch was not measured. At least two views each.
     roots
         `(b, 2 n, 2 n)` matrices R with R^T R the information on the places x y x y ..., 1/px², up to a factor that
         all share; zero where nothing was measured.
@@ -57,7 +61,9 @@ class PatchTracks:
         return PatchTracks(self.places_px[index], self.roots[index])
 
 
-def fit_patches(tracks: PatchTracks, start: ViewGeometry, freedom: Freedom, nominal: ViewGeometry) -> BundleFit:
+def fit_patches(
+    tracks: PatchTracks, start: ViewGeometry, freedom: Freedom, nominal: ViewGeometry
+) -> BundleFit:
     """Fit views and patches by Gauss and Newton; patches that fit badly count less (Cauchy).
 
     Parameters
@@ -71,13 +77,13 @@ def fit_patches(tracks: PatchTracks, start: ViewGeometry, freedom: Freedom, nomi
     nominal
         What the variables are pulled to, by how far they usually stray.
     """
-    basis = _make_basis(start, freedom)
+    columns, basis = make_basis(start, freedom)
     geometry = start
     points = place_patches(tracks, geometry)
     for _ in range(_ROUNDS):
         misfit = measure_misfit(tracks, geometry, points)
         weights, variance = _weigh(misfit, tracks)
-        change, moves = _solve(tracks, geometry, points, weights / variance, basis, nominal)
+        change, moves = _solve(tracks, geometry, points, weights / variance, (columns, basis), nominal)
         geometry = _move(geometry, change)
         points = points + moves
         if np.abs(change[:, :2]).max() < 1e-3:
@@ -104,10 +110,24 @@ def measure_misfit(tracks: PatchTracks, geometry: ViewGeometry, points: FloatArr
     return np.einsum("bij,bj->bi", tracks.roots, residuals.reshape(len(points), -1))
 
 
+def local_residuals(tracks: PatchTracks, geometry: ViewGeometry, points: FloatArray) -> FloatArray:
+    """`(b, n, 2)` how far each place lies from where the fit and the rest of its track say it is; NaN if unknown.
+
+    The track as a whole may wander further off than its steps: this is what the images contradict.
+    """
+    count = len(geometry)
+    pulls = np.swapaxes(tracks.roots, 1, 2) @ measure_misfit(tracks, geometry, points)[..., None]
+    columns = tracks.roots.reshape(len(points), 2 * count, count, 2)
+    alone = np.einsum("bavi,bavj->bvij", columns, columns)
+    alone = np.where(np.isfinite(tracks.places_px[..., :1, None]), alone, np.eye(2))
+    steps = np.linalg.solve(alone, pulls.reshape(len(points), count, 2, 1))[..., 0]
+    return np.where(np.isfinite(tracks.places_px), steps, np.nan)
+
+
 def hold_out_patches(
     tracks: PatchTracks, start: ViewGeometry, freedom: Freedom, nominal: ViewGeometry
 ) -> tuple[Trial, FloatArray]:
-    """Fit without every fifth patch in turn; residuals and mean square misfit `(b,)` of those left out."""
+    """Fit without every fifth patch in turn; local residuals and mean square misfit `(b,)` of those left out."""
     folds = np.arange(len(tracks.places_px)) % FOLDS
     residuals = np.full_like(tracks.places_px, np.nan)
     misfits = np.full(len(folds), np.nan)
@@ -118,7 +138,7 @@ def hold_out_patches(
         geometry = fit_patches(tracks.take(~out), start, freedom, nominal).geometry
         left = tracks.take(out)
         points = place_patches(left, geometry)
-        residuals[out] = left.places_px - project_points(geometry, points)
+        residuals[out] = local_residuals(left, geometry, points)
         misfits[out] = (measure_misfit(left, geometry, points) ** 2).sum(axis=1) / _count(left)
     return Trial(freedom, residuals), misfits
 
@@ -158,13 +178,14 @@ def _solve(
     geometry: ViewGeometry,
     points: FloatArray,
     weights: FloatArray,
-    basis: FloatArray,
+    free: tuple[list[int], FloatArray],
     nominal: ViewGeometry,
 ) -> tuple[FloatArray, FloatArray]:
     """Changes `(n, 8)` of the views and `(b, 3)` of the patches; the patches are eliminated first (Schur)."""
-    by_view, by_point = _differentiate(geometry, points)
-    count, width = len(geometry), by_view.shape[-1]
-    stray, strain = _pull_back(geometry, nominal)
+    (columns, basis), count = free, len(geometry)
+    by_view, by_point = differentiate_views(geometry, points)
+    by_view, width = by_view[..., columns], len(columns)
+    stray, strain = (table[:, columns] for table in _pull_back(geometry, nominal))
     blocks = basis.reshape(count, width, -1)
     normal = basis.T @ (stray.ravel()[:, None] * basis)
     right = basis.T @ (stray * strain).ravel()
@@ -181,7 +202,9 @@ def _solve(
     normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
     unknowns = np.linalg.solve(normal, right)
     moves = np.array([lift @ (misfit[row] - a @ unknowns) for row, (lift, a) in enumerate(lifts)])
-    return (basis @ unknowns).reshape(count, width), moves
+    change = np.zeros((count, 2 + len(VARIABLES)))
+    change[:, columns] = (basis @ unknowns).reshape(count, width)
+    return change, moves
 
 
 def _pull_back(geometry: ViewGeometry, nominal: ViewGeometry) -> tuple[FloatArray, FloatArray]:
@@ -210,10 +233,10 @@ def _move(geometry: ViewGeometry, change: FloatArray) -> ViewGeometry:
 
 
 def _judge(tracks: PatchTracks, geometry: ViewGeometry, points: FloatArray) -> BundleFit:
-    residuals = tracks.places_px - project_points(geometry, points)
+    residuals = local_residuals(tracks, geometry, points)
     seen = np.isfinite(residuals[..., 0])
     misfit = measure_misfit(tracks, geometry, points)
     weights, _ = _weigh(misfit, tracks)
     lengths = np.linalg.norm(residuals[seen], axis=-1)
-    sigma = max(0.01, float(np.median(lengths)) / 1.1774)
+    sigma = max(0.01, float(np.median(lengths)) / 1.1774) if len(lengths) else 1.0
     return BundleFit(geometry, points, residuals, seen & (weights > 0.2)[:, None], sigma)

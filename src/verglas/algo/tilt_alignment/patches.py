@@ -30,6 +30,7 @@ _RINGS = 24
 _HIGHEST = 0.42
 _LOWEST_PERIODS = 1.5
 _FEWEST_COMPARED = 8
+_THINNEST_THICKEST = (0.06, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +104,9 @@ def plane_matrices(geometry: ViewGeometry, slope: tuple[float, float]) -> tuple[
     return plane, np.linalg.solve(plane, matrices[:, :, 2:])[..., 0]
 
 
-def cut_layer(views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer) -> tuple[Tensor, Tensor]:
+def cut_layer(
+    views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer
+) -> tuple[Tensor, Tensor]:
     """Read all patches from all views, in the plane of the specimen.
 
     Returns
@@ -123,7 +126,9 @@ def cut_layer(views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, 
         maps[:, :2, :2] = torch.from_numpy(inverse)
         maps[:, :2, 2] = torch.from_numpy(-places[:, view] @ inverse.T)
         out = (layer.size, layer.size)
-        patches[:, view] = affine_transform_images(torch.from_numpy(image), maps, order="cubic", out_shape=out)
+        patches[:, view] = affine_transform_images(
+            torch.from_numpy(image), maps, order="cubic", out_shape=out
+        )
         covered[:, view] = torch.from_numpy(_coverage(plane[view], places[:, view], layer.size, image.shape))
     return patches * window, covered
 
@@ -152,7 +157,6 @@ def measure_layer(
     reach_px: float,
     *,
     anchor: float,
-    share: FloatArray | None = None,
 ) -> Displacements:
     """Measure how far each patch lies from where the geometry says, against what all other views predict.
 
@@ -169,8 +173,6 @@ def measure_layer(
     anchor
         What is known of the middle of a track, beside what is known of a view by the others: little when the
         geometry is good.
-    share
-        `(rings,)` of the views' power that is signal, over frequency; estimated when none.
     """
     patches, covered = cut_layer(views, geometry, layer)
     good = covered >= LEAST_COVERED
@@ -178,18 +180,13 @@ def measure_layer(
     plane, tau = plane_matrices(geometry, layer.slope)
     smear = torch.from_numpy(tau * layer.thickness_px).float()
     rings = image_frequencies(plane, layer.size)
-    if share is None:
-        share = estimate_share(transforms, smear, rings)
-    known = np.interp(rings, (np.arange(len(share)) + 0.5) / (2 * len(share)), share)
-    known = np.where((rings < _HIGHEST) & (rings > _LOWEST_PERIODS / layer.size), known, 0.0)
-    predictor = make_predictor(smear, torch.from_numpy(known).float(), layer.size)
+    share = spread_share(estimate_share(transforms, smear, rings), rings, layer.size)
+    predictor = make_predictor(smear, share, layer.size)
     predicted = predict_views(transforms, predictor)
-    scores = torch.fft.irfft2(transforms * predicted.conj(), s=(layer.size,) * 2)
+    scores = torch.fft.irfft2((transforms * predicted.conj()).contiguous(), s=(layer.size,) * 2)
     steps, heights = find_displacements(scores, reach_px)
-    energy = torch.linalg.vector_norm(transforms.abs(), dim=(-2, -1)) * torch.linalg.vector_norm(
-        predicted.abs(), dim=(-2, -1)
-    )
-    quality = (heights * layer.size**2 / energy.clamp(min=1e-12)).numpy()
+    energy = _total_power(transforms) * _total_power(predicted)
+    quality = (heights * layer.size**2 / energy.sqrt().clamp(min=1e-12)).numpy()
     found = steps.numpy().astype(float)
     found[~good.numpy()] = np.nan
     found[_stand_out(found)] = np.nan
@@ -202,9 +199,7 @@ def measure_layer(
     return Displacements(tracks, np.einsum("vij,bvj->bvi", plane, found), quality)
 
 
-def choose_thickness(
-    views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer
-) -> float:
+def choose_thickness(views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer) -> float:
     """Thickness, pixels, under which what the views share is likeliest."""
     patches, covered = cut_layer(views, geometry, layer)
     whole = torch.from_numpy(np.asarray((covered >= LEAST_COVERED).all(dim=1)))
@@ -218,18 +213,25 @@ def choose_thickness(
     transforms = transforms / power.sqrt()[:, None, None] * inside
     used = inside.all(dim=0)
     best, highest = layer.thickness_px, -np.inf
-    for thickness in layer.size * np.geomspace(0.06, 2.0, 11):
+    for thickness in layer.size * np.geomspace(*_THINNEST_THICKEST, 11):
         smear = torch.from_numpy(tau * thickness).float()
-        share = estimate_share(transforms, smear, rings)
-        known = torch.from_numpy(np.interp(rings, (np.arange(len(share)) + 0.5) / (2 * len(share)), share)).float()
-        predictor = make_predictor(smear, known * inside, layer.size)
+        share = spread_share(estimate_share(transforms, smear, rings), rings, layer.size)
+        predictor = make_predictor(smear, share, layer.size)
         precision = predictor.precision[used]
         chosen = transforms.permute(2, 3, 0, 1)[used]
-        quadratic = torch.einsum("kbu,kuv,kbv->kb", chosen.conj(), precision.to(chosen.dtype), chosen).real.mean()
+        quadratic = torch.einsum(
+            "kbu,kuv,kbv->kb", chosen.conj(), precision.to(chosen.dtype), chosen
+        ).real.mean()
         likelihood = float(torch.logdet(precision).mean() - quadratic)
         if likelihood > highest:
             best, highest = float(thickness), likelihood
     return best
+
+
+def _total_power(transforms: Tensor) -> Tensor:
+    """Sum of squares over whole transforms of which half are given."""
+    power = transforms.real**2 + transforms.imag**2
+    return 2 * power.sum(dim=(-2, -1)) - power[..., 0].sum(dim=-1)
 
 
 def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
@@ -239,20 +241,56 @@ def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
 
 
 def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: int = 16) -> FloatArray:
-    """`(count,)` fraction of the views' power that is signal in rings of frequency, by correlation of neighbours."""
+    """Fraction of the views' power that is signal, from the correlation of neighbours.
+
+    Parameters
+    ----------
+    transforms
+        `(b, n, y, x // 2 + 1)`; zero where there is no view.
+    smear
+        `(n, 2)`, see `make_predictor`.
+    rings
+        `(n, y, x // 2 + 1)` frequencies in the views.
+    count
+        Of rings up to Nyquist.
+
+    Returns
+    -------
+    ndarray
+        `(n, count)`: a curve of frequency that all share, times a number a view.
+    """
     order = torch.argsort(smear[:, 0])
     first, second = order[:-1], order[1:]
     frequency = plane_frequencies(transforms.shape[-2])
     coherence = torch.sinc(torch.einsum("yxi,ni->nyx", frequency, smear[first] - smear[second]))
-    cross = (transforms[:, first] * transforms[:, second].conj()).real * coherence
-    power = (transforms[:, first].abs() ** 2 + transforms[:, second].abs() ** 2) / 2 * coherence**2
-    both = (transforms[:, first, 0, 1:2].abs() > 0) & (transforms[:, second, 0, 1:2].abs() > 0)
-    index = np.minimum((rings[first] * 2 * count).astype(int), count).ravel()
-    top = np.bincount(index, (cross * both[..., None]).sum(dim=0).numpy().ravel(), count + 1)
-    bottom = np.bincount(index, (power * both[..., None]).sum(dim=0).numpy().ravel(), count + 1)
-    share = top[:count] / np.maximum(bottom[:count], 1e-12)
-    share = np.convolve(np.pad(share, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
-    return np.clip(share, 0.01, 0.95)
+    power = transforms.real**2 + transforms.imag**2
+    there = power.sum(dim=(-2, -1), keepdim=True) > 0
+    both = there[:, first] & there[:, second]
+    cross = ((transforms[:, first] * transforms[:, second].conj()).real * coherence).sum(dim=0)
+    own = ((power[:, first] + power[:, second]) / 2 * coherence**2 * both).sum(dim=0)
+    index = np.minimum((rings[first] * 2 * count).astype(int), count)
+    pairs = len(first)
+    bins = (index + (count + 1) * np.arange(pairs)[:, None, None]).ravel()
+    top, bottom = (
+        np.bincount(bins, values.numpy().ravel(), pairs * (count + 1)).reshape(pairs, -1)[:, :count]
+        for values in (cross, own)
+    )
+    share = top.sum(axis=0) / np.maximum(bottom.sum(axis=0), 1e-12)
+    share = np.clip(np.convolve(np.pad(share, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"), 0.01, 0.95)
+    # A pair shares the geometric mean of what is signal in its two views.
+    strength = (top * share).sum(axis=1) / np.maximum((bottom * share**2).sum(axis=1), 1e-12)
+    padded = np.pad(np.log(np.clip(strength, 0.1, 2.0)), 1, mode="edge")
+    views = np.empty(len(order))
+    views[order.numpy()] = np.exp((padded[1:] + padded[:-1]) / 2)
+    return np.clip(views[:, None] * share, 0.005, 0.95)
+
+
+def spread_share(share: FloatArray, rings: FloatArray, size: int) -> Tensor:
+    """`(n, y, x // 2 + 1)` share of each view at each frequency of the plane; zero outside the band that is used."""
+    middles = (np.arange(share.shape[1]) + 0.5) / (2 * share.shape[1])
+    known = np.stack([np.interp(ring, middles, row) for ring, row in zip(rings, share, strict=True)])
+    inside = (rings < _HIGHEST) & (rings > _LOWEST_PERIODS / size)
+    return torch.from_numpy(np.where(inside, known, 0.0)).float()
 
 
 def find_displacements(scores: Tensor, reach_px: float) -> tuple[Tensor, Tensor]:
@@ -294,7 +332,9 @@ def _stand_out(steps: FloatArray) -> npt.NDArray[np.bool_]:
     return np.asarray(known & (off > 5 * np.maximum(spread, 0.1)))
 
 
-def settle_displacements(steps: FloatArray, predictor: Predictor, anchor: float) -> tuple[FloatArray, FloatArray]:
+def settle_displacements(
+    steps: FloatArray, predictor: Predictor, anchor: float
+) -> tuple[FloatArray, FloatArray]:
     """Displacements from the steps against predictions whose views are displaced themselves.
 
     One step of Newton on the likelihood of all places: the steps times the information on each view alone are its
@@ -322,7 +362,12 @@ def settle_displacements(steps: FloatArray, predictor: Predictor, anchor: float)
         values, vectors = np.linalg.eigh(matrix)
         root = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
         members = np.flatnonzero(rows.ravel() == number)
-        gradient = steps[members][:, views].reshape(len(members), -1) @ alone
+        # A step that all views share says nothing.
+        blocks = alone.reshape(len(views), 2, len(views), 2).sum(axis=2)
+        weighted = np.einsum("vij,bvj->bi", blocks, steps[members][:, views])
+        common = np.linalg.solve(blocks.sum(axis=0), weighted.T).T
+        apart = steps[members][:, views] - common[:, None]
+        gradient = apart.reshape(len(members), -1) @ alone
         solved = np.linalg.solve(matrix, gradient.T).T
         moved[np.ix_(members, views)] = solved.reshape(len(members), -1, 2)
         roots[np.ix_(members, keep, keep)] = root

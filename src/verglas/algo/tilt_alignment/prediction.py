@@ -98,7 +98,8 @@ def information_matrix(predictor: Predictor) -> Tensor:
     doubled = torch.full(strength.shape[:2], 2.0)
     doubled[:, 0] = 1.0
     square = predictor.frequency[..., :, None] * predictor.frequency[..., None, :] * doubled[..., None, None]
-    links = torch.einsum("yxuv,yxij->uivj", strength, square)
+    links = torch.einsum("yxuv,yxij->uivj", strength, square).double()
+    links = (links + links.permute(2, 3, 0, 1)) / 2
     count = links.shape[0]
     information = -links
     for view in range(count):
