@@ -155,7 +155,7 @@ def _make_molecules(rng: np.random.Generator, reach: FloatArray, thickness: floa
 
 
 def _make_carbon(rng: np.random.Generator, reach: FloatArray, field: float, thickness: float) -> Scatterers:
-    """A film of 150 Å under the slab on one side of an edge through the field."""
+    """Make a film of 150 Å under the slab on one side of an edge through the field."""
     grain = 60.0
     x, y = (np.arange(-size / 2, size / 2, grain) for size in reach)
     places = np.stack([*np.meshgrid(x, y), np.zeros((len(y), len(x)))], axis=-1).reshape(-1, 3)

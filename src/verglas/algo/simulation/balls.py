@@ -71,7 +71,7 @@ def draw_ball_series(
     stack = np.empty((len(truth), *truth.image_shape), np.float32)
     for view, matrix in enumerate(matrices):
         rng = np.random.default_rng([seed, 6, view])
-        cosine = float(np.cos(np.deg2rad(truth.y_tilt_deg[view])))
+        cosine = abs(float(matrix[2, 2]))
         expected = np.full(truth.image_shape, truth.exposure_e_per_a2[view] * pixel**2)
         expected *= slab_transmission(specimen.thickness_angstrom, cosine)
         potential = project_scatterers(specimen.grains, matrix, truth.image_shape, pixel)
@@ -81,7 +81,9 @@ def draw_ball_series(
     return stack
 
 
-def _pass_balls(specimen: BallSpecimen, matrix: FloatArray, shape: tuple[int, int], pixel: float) -> FloatArray:
+def _pass_balls(
+    specimen: BallSpecimen, matrix: FloatArray, shape: tuple[int, int], pixel: float
+) -> FloatArray:
     """Share of the electrons that pass all balls, the mean over 4 x 4 points a pixel."""
     passed = np.ones(shape)
     places = specimen.balls_angstrom[:, :3] @ matrix[:2, :3].T + matrix[:2, 3]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from verglas.algo.tilt_alignment.geometry import (
     ViewGeometry,
+    find_known,
     project_points,
     triangulate_points,
     turn_rows,
@@ -143,7 +144,7 @@ def fit_bundle(
     UserError
         When no bead is seen in three views.
     """
-    seen = np.isfinite(tracks_px).all(axis=-1)
+    seen = find_known(tracks_px)
     known = seen.sum(axis=1) >= FEWEST_VIEWS
     if not known.any():
         raise UserError(f"no bead was measured in {FEWEST_VIEWS} views or more; expected at least one")
@@ -176,7 +177,7 @@ def fit_bundle(
 
 def locate_beads(tracks_px: FloatArray, geometry: ViewGeometry) -> BundleFit:
     """Place beads in views that are known, robustly; nothing of the views changes. For held-out beads."""
-    seen = np.isfinite(tracks_px).all(axis=-1)
+    seen = find_known(tracks_px)
     known = seen.sum(axis=1) >= FEWEST_VIEWS
     points = triangulate_points(geometry, tracks_px, seen.astype(float))
     for _ in range(6):
@@ -191,7 +192,9 @@ def make_basis(start: ViewGeometry, freedom: Freedom) -> tuple[list[int], FloatA
     """Columns of the variables that are fitted, and `(n columns, unknowns)`: these of each view from the unknowns."""
     count = len(start)
     lines = {2 + i: draw_lines(start.tilt_deg, getattr(freedom, name)) for i, name in enumerate(VARIABLES)}
-    lines = {0: np.eye(count), 1: np.eye(count)} | {column: line for column, line in lines.items() if line.size}
+    lines = {0: np.eye(count), 1: np.eye(count)} | {
+        column: line for column, line in lines.items() if line.size
+    }
     blocks = [np.kron(line, np.eye(len(lines))[:, [i]]) for i, line in enumerate(lines.values())]
     return list(lines), np.concatenate(blocks, axis=1)
 
@@ -209,9 +212,7 @@ def draw_lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
     return np.asarray(np.clip(1 - np.abs(rank[:, None] - np.arange(nodes)), 0, None))
 
 
-def _take_step(
-    problem: _Problem, state: _State, weights: FloatArray, damping: float, sigma: float
-) -> _State:
+def _take_step(problem: _Problem, state: _State, weights: FloatArray, damping: float, sigma: float) -> _State:
     """One damped step of Gauss and Newton; the beads are eliminated first (Schur)."""
     geometry, basis = state.geometry, problem.basis
     by_view, by_point = differentiate_views(geometry, state.points)
@@ -234,7 +235,9 @@ def _take_step(
     system = basis.T @ reduced @ basis
     system[np.diag_indices_from(system)] += damping * np.diag(basis.T @ normal @ basis) + 1e-12
     change = basis @ np.linalg.solve(system, basis.T @ right)
-    points = state.points + np.einsum("blm,bm->bl", inverse_p, right_p - np.einsum("abl,a->bl", cross, change))
+    points = state.points + np.einsum(
+        "blm,bm->bl", inverse_p, right_p - np.einsum("abl,a->bl", cross, change)
+    )
     d = np.zeros((count, 2 + len(VARIABLES)))
     d[:, problem.columns] = change.reshape(count, width)
     moved = ViewGeometry(
@@ -295,7 +298,7 @@ def _pull_back(geometry: ViewGeometry, start: ViewGeometry, sigma: float) -> tup
 
 
 def _robust_sigma(residuals: FloatArray, seen: npt.NDArray[np.bool_]) -> float:
-    """Standard deviation along one axis from the median of the lengths, never below a hundredth pixel."""
+    """Estimate the deviation along one axis from the median of the lengths; never below a hundredth pixel."""
     if not seen.any():
         return 1.0
     return max(0.01, float(np.median(np.linalg.norm(residuals[seen], axis=-1))) / 1.1774)
@@ -319,7 +322,7 @@ def _judge(
     """Tell the outliers."""
     points = np.where(known[:, None], points, np.nan)
     residuals = tracks_px - project_points(geometry, points)
-    seen = np.isfinite(residuals).all(axis=-1)
+    seen = find_known(residuals)
     sigma = _robust_sigma(residuals, seen)
     length = np.linalg.norm(np.where(seen[..., None], residuals, np.inf), axis=-1)
     return BundleFit(geometry, points, residuals, length < _OUTLIER * sigma, sigma)

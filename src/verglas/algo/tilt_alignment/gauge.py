@@ -65,15 +65,15 @@ def compare_geometries(found: ViewGeometry, truth: ViewGeometry, points_px: Floa
     def miss(unknowns: FloatArray) -> FloatArray:
         """Seven numbers: turns about x, y, z, the logarithm of a scale, a shift in units of the reach."""
         moved = np.exp(unknowns[3]) * points_px @ _turn(unknowns[:3]).T + reach * unknowns[4:]
-        return np.asarray(project_points(found, moved) - expected)
+        return np.asarray(project_points(found, moved) - expected).ravel()
 
-    fit = least_squares(lambda unknowns: miss(unknowns).ravel(), np.zeros(7), loss="soft_l1")
+    fit = least_squares(miss, np.zeros(7), loss="soft_l1")
     # An error of the axis would hide in the turn about z.
     gauge = np.exp(fit.x[3]) * _turn(np.array([fit.x[0], fit.x[1], 0.0]))
     seen = _split(view_matrices(found) @ gauge)
     known = _split(view_matrices(truth))
     return GeometryDifference(
-        miss(fit.x).mean(axis=0),
+        miss(fit.x).reshape(expected.shape).mean(axis=0),
         (seen[0] - known[0] + 180) % 360 - 180,
         seen[1] - known[1],
         seen[2] / known[2] - 1,
@@ -106,7 +106,8 @@ def turn_specimen(geometry: ViewGeometry, matrix: FloatArray, origin_px: npt.Arr
     )
     rows = view_matrices(plain) @ matrix
     third = np.cross(rows[:, 0], rows[:, 1])
-    # Rz(c) Ry(b) Rx(a): the first column is (cos c cos b, sin c cos b, -sin b), the last row (-sin b, cos b sin a, ..).
+    # Rz(c) Ry(b) Rx(a) begins with the column (cos c cos b, sin c cos b, -sin b), and ends with the row
+    # (-sin b, cos b sin a, cos b cos a).
     axis = np.arctan2(rows[:, 1, 0], rows[:, 0, 0])
     tilt = np.arctan2(-third[:, 0], np.hypot(third[:, 1], third[:, 2]))
     x_tilt = np.arctan2(third[:, 1], third[:, 2])

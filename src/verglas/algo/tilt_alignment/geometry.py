@@ -55,6 +55,11 @@ class ViewGeometry:
         return ViewGeometry(**{item.name: getattr(self, item.name)[index] for item in fields(self)})
 
 
+def find_known(places: FloatArray) -> npt.NDArray[np.bool_]:
+    """`(...)` whether the places `(..., d)` are known, that is finite."""
+    return np.asarray(np.isfinite(places).all(axis=-1))
+
+
 def start_geometry(
     tilt_deg: npt.ArrayLike, axis_deg: npt.ArrayLike, shift_px: npt.ArrayLike | None = None
 ) -> ViewGeometry:
@@ -117,7 +122,7 @@ def triangulate_points(
     ndarray
         `(beads, 3)`; NaN for beads with fewer than two measurements.
     """
-    seen = np.isfinite(tracks_px).all(axis=-1)
+    seen = find_known(tracks_px)
     weight = seen.astype(float) if weights is None else weights * seen
     matrices = view_matrices(geometry)
     offsets = np.where(seen[..., None], tracks_px - geometry.shift_px, 0.0)

@@ -1,5 +1,6 @@
 """Which variables the beads can carry: held-out beads decide."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,7 +94,9 @@ def hold_out(
     return Trial(freedom, residuals)
 
 
-def choose_freedom(tracks_px: FloatArray, start: ViewGeometry) -> list[Trial]:
+def choose_freedom(
+    tracks_px: FloatArray, start: ViewGeometry, variables: Sequence[str] = VARIABLES
+) -> list[Trial]:
     """Free one variable after the other, always that which makes the held-out beads fit best.
 
     It ends when none makes them fit better by a hundredth. What made them fit worse once is not tried again. A
@@ -108,7 +111,7 @@ def choose_freedom(tracks_px: FloatArray, start: ViewGeometry) -> list[Trial]:
     best = hold_out(tracks_px, start, Freedom(), geometry)
     trials = [best]
     limit = _CUT * _typical(best.residuals_px)
-    steps = {(name, level) for name in VARIABLES for level in (5, -1)}
+    steps = {(name, level) for name in variables for level in (5, -1)}
     while True:
         tried: dict[tuple[str, int], Trial] = {}
         for name, level in sorted(steps):
@@ -119,7 +122,9 @@ def choose_freedom(tracks_px: FloatArray, start: ViewGeometry) -> list[Trial]:
         better = min(tried.values(), key=lambda trial: trial.merit(limit), default=best)
         if not better.merit(limit) < (1 - LEAST_GAIN) * best.merit(limit):
             return [best, *(trial for trial in trials if trial is not best)]
-        steps = {step for step, trial in tried.items() if trial.merit(limit) < (1 + LEAST_GAIN) * best.merit(limit)}
+        steps = {
+            step for step, trial in tried.items() if trial.merit(limit) < (1 + LEAST_GAIN) * best.merit(limit)
+        }
         best = better
         geometry = fit_bundle(tracks_px, start, best.freedom, begin=geometry).geometry
 
@@ -128,7 +133,7 @@ def _can_carry(tracks_px: FloatArray, freedom: Freedom) -> bool:
     """Whether there are measurements enough."""
     beads, views = tracks_px.shape[:2]
     measured = 2 * int(np.isfinite(tracks_px[..., 0]).sum())
-    return measured >= _OVERDETERMINED * (2 * views + 3 * beads + freedom.count(views))
+    return bool(measured >= _OVERDETERMINED * (2 * views + 3 * beads + freedom.count(views)))
 
 
 def _typical(residuals_px: FloatArray) -> float:
@@ -137,7 +142,9 @@ def _typical(residuals_px: FloatArray) -> float:
     return float(np.median(lengths)) if len(lengths) else 1.0
 
 
-def refine_alignment(tracks_px: FloatArray, start: ViewGeometry) -> tuple[BundleFit, list[Trial]]:
+def refine_alignment(
+    tracks_px: FloatArray, start: ViewGeometry, variables: Sequence[str] = VARIABLES
+) -> tuple[BundleFit, list[Trial]]:
     """Choose the freedom by held-out beads and fit it to all of them."""
-    trials = choose_freedom(tracks_px, start)
+    trials = choose_freedom(tracks_px, start, variables)
     return fit_bundle(tracks_px, start, trials[0].freedom), trials
