@@ -9,6 +9,7 @@ import torch
 
 from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
+from verglas.algo.tilt_alignment.common_lines import CERTAIN, AxisSearch, find_axis_by_lines
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
 from verglas.algo.tilt_alignment.patch_fit import fit_patches, refine_patches
 from verglas.algo.tilt_alignment.patches import (
@@ -21,8 +22,9 @@ from verglas.algo.tilt_alignment.patches import (
     whiten_view,
 )
 from verglas.algo.tilt_alignment.selection import Trial
+from verglas.algo.tilt_alignment.slab import Slab, level_specimen
 from verglas.errors import UserError
-from verglas.ops.binning import bin_images
+from verglas.ops.binning import bin_images, binned_centre_step
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.floating]
@@ -72,6 +74,8 @@ LEVELS = (
 
 _CONVERGED_PX = 0.1
 _LAST_ROUNDS = 2
+_FEWEST_IN_VIEW = 3
+_SHARE_NOTHING_PX = 2.0
 _LARGEST = 2.0
 _THICKNESSES = 0.7
 _MARGIN = 0.4
@@ -84,30 +88,58 @@ class PatchAlignment:
 
     Parameters
     ----------
-    fit
-        Geometry of the views, places and residuals of the patches.
+    geometry
+        Of the views, in a frame in which the slab is level and the specimen's centre in its middle.
+    points_px
+        `(patches, 3)` xyz of the patches' middles in this frame.
     tracks_px
         `(patches, n, 2)` xy from the image's centre; NaN where a patch was not measured.
+    residuals_px
+        `(patches, n, 2)` of each place from where the fit and the rest of its track say.
     trials
         Held-out residuals of the freedoms that were tried, the chosen one first.
+    slab
+        Where the patches lay before it was levelled, as thick as explains best what the views share.
     size_px
         Side of a patch.
-    thickness_px
-        Of the slab that explains best what the views share.
+    factor
+        Pixels of the views a pixel of the finest sampling.
     scores
         `(patches, n)` correlation of each patch with what the other views predict.
+    axis_search
+        What common lines say of the axis; none when they were not asked.
     """
 
-    fit: BundleFit
+    geometry: ViewGeometry
+    points_px: FloatArray
     tracks_px: FloatArray
+    residuals_px: FloatArray
     trials: tuple[Trial, ...]
+    slab: Slab
     size_px: float
-    thickness_px: float
+    factor: int
     scores: FloatArray
+    axis_search: AxisSearch | None = None
+
+    @property
+    def lost(self) -> npt.NDArray[np.bool_]:
+        """`(n,)` views in which so few patches were measured that nothing is known of them."""
+        return np.asarray(np.isfinite(self.tracks_px[..., 0]).sum(axis=0) < _FEWEST_IN_VIEW)
+
+    @property
+    def rms_px(self) -> tuple[float, float]:
+        """Root mean square of the residuals in x and y."""
+        x, y = np.sqrt(np.nanmean(self.residuals_px**2, axis=(0, 1)))
+        return float(x), float(y)
 
 
-def align_by_patches(images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg: float) -> PatchAlignment:
+def align_by_patches(
+    images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg: float | None, *, search: bool = False
+) -> PatchAlignment:
     """Align views by what they show.
+
+    Common lines are asked for the axis. What they say is taken when it is certain, and when nothing else is known;
+    of two opposite directions that nearer to the rough one.
 
     Parameters
     ----------
@@ -116,18 +148,31 @@ def align_by_patches(images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg:
     tilt_deg
         `(n,)` stage angles.
     axis_deg
-        Angle of the tilt axis in the image, to a few degrees.
+        Rough angle of the tilt axis in the image; none when unknown.
+    search
+        Take what common lines say in any case.
 
     Raises
     ------
     UserError
-        When there are fewer than five views.
+        When there are fewer than five views, or the views share too little.
     """
     tilt = np.asarray(tilt_deg, dtype=float)
     if len(tilt) < FEWEST_VIEWS:
         raise UserError(f"an alignment by patches needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
-    shifts = find_coarse_shifts(images, tilt, axis_deg)
-    return refine_by_patches(images, start_geometry(tilt, axis_deg, shifts))
+    found = find_axis_by_lines(images, tilt, find_coarse_shifts(images, tilt, axis_deg))
+    known = 0.0 if axis_deg is None else axis_deg
+    nearer = found.axis_deg + 180 * round((known - found.axis_deg) / 180)
+    axis = nearer if search or axis_deg is None or found.certainty >= CERTAIN else known
+    shifts = find_coarse_shifts(images, tilt, axis)
+    result = refine_by_patches(images, start_geometry(tilt, axis, shifts))
+    miss = float(np.hypot(*result.trials[0].held_out_px)) / result.factor
+    if miss > _SHARE_NOTHING_PX:
+        raise UserError(
+            "neighbouring views do not show the same: held-out patches lie "
+            f"{miss * result.factor:.1f} pixels from where the others say; expected a specimen with structure"
+        )
+    return replace(result, axis_search=found)
 
 
 def refine_by_patches(
@@ -147,10 +192,7 @@ def refine_by_patches(
     state = _State(geometry, (0.0, 0.0), 0.0)
     for level in levels:
         factor = max(1, round(max(images[0].shape) / level.side))
-        views = [
-            whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy())
-            for i in images
-        ]
+        views = [whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy()) for i in images]
         search = _Search(views, _resize(geometry, 1 / factor), level)
         state = state.resize(1 / factor)
         if level.finds_thickness:
@@ -158,16 +200,16 @@ def refine_by_patches(
         for _ in range(level.rounds):
             found, fit = search.measure(state, level.freedom)
             moved = measure_change(fit, state.geometry)
-            state = replace(state, geometry=fit.geometry, slope=fit_slope(fit))
+            state = replace(state, geometry=fit.geometry, slope=fit_slope(fit)[0])
             if moved < _CONVERGED_PX:
                 break
         state = state.resize(factor)
     state = state.resize(1 / factor)
     fit, trials = refine_patches(found.tracks, state.geometry, search.nominal)
     for _ in range(_LAST_ROUNDS):
-        state = replace(state, geometry=fit.geometry, slope=fit_slope(fit))
+        state = replace(state, geometry=fit.geometry, slope=fit_slope(fit)[0])
         found, fit = search.measure(state, trials[0].freedom)
-    return _enlarge(fit, found, trials, search.lay(state), factor)
+    return _conclude(fit, found, trials, search.lay(state), factor, images[0].shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,25 +248,32 @@ class _Search:
         return found, fit_patches(found.tracks, state.geometry, freedom, self.nominal)
 
 
-def _enlarge(
+def _conclude(
     fit: BundleFit,
     found: Displacements,
     trials: Sequence[Trial],
     layer: Layer,
     factor: int,
+    shape: tuple[int, ...],
 ) -> PatchAlignment:
-    """In pixels of the views, from those of the level."""
-    whole = replace(
-        fit,
-        geometry=_resize(fit.geometry, factor),
-        points_px=fit.points_px * factor,
-        residuals_px=fit.residuals_px * factor,
-        sigma_px=fit.sigma_px * factor,
-    )
-    larger = tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials)
-    places = found.tracks.places_px * factor
+    """Level the slab, and turn pixels of the finest sampling into those of the views."""
+    (slope_x, slope_y), error = fit_slope(fit)
+    slab = Slab(slope_x, slope_y, 0.0, layer.thickness_px * factor, error, 1)
+    # Block averages have their centre elsewhere than the views.
+    step = np.array([binned_centre_step(size, factor) for size in shape[::-1]])
+    larger = _resize(fit.geometry, factor)
+    larger = replace(larger, shift_px=larger.shift_px + step)
+    geometry, points = level_specimen(larger, fit.points_px * factor, slab)
     return PatchAlignment(
-        whole, places, larger, layer.size * factor, layer.thickness_px * factor, found.scores
+        geometry,
+        points,
+        found.tracks.places_px * factor + step,
+        fit.residuals_px * factor,
+        tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials),
+        slab,
+        layer.size * factor,
+        factor,
+        found.scores,
     )
 
 
@@ -254,20 +303,19 @@ def lay_patches(
     return Layer(np.column_stack([xy, xy @ np.array(slope)]), slope, level.size, thickness_px)
 
 
-def fit_slope(fit: BundleFit) -> tuple[float, float]:
-    """Rise along x and y of the plane through the patches, by weights that outliers do not move."""
+def fit_slope(fit: BundleFit) -> tuple[tuple[float, float], float]:
+    """Rise along x and y of the plane through the patches, robustly, and the error of the steeper one in degrees."""
     points = fit.points_px[np.isfinite(fit.points_px).all(axis=1)]
-    if len(points) < 4:
-        return 0.0, 0.0
     design = np.column_stack([points[:, :2], np.ones(len(points))])
     weights = np.ones(len(points))
     for _ in range(10):
         found = np.linalg.lstsq(design * weights[:, None], points[:, 2] * weights, rcond=None)[0]
         miss = points[:, 2] - design @ found
-        spread = 1.4826 * np.median(np.abs(miss)) + 1e-6
+        spread = 1.4826 * float(np.median(np.abs(miss))) + 1e-6
         weights = 1 / np.sqrt(1 + (miss / (3 * spread)) ** 2)
+    errors = spread * np.sqrt(np.diag(np.linalg.pinv(design.T @ design))[:2])
     x, y = np.clip(found[:2], -0.3, 0.3)
-    return float(x), float(y)
+    return (float(x), float(y)), float(np.rad2deg(errors.max()))
 
 
 def _resize(geometry: ViewGeometry, factor: float) -> ViewGeometry:
