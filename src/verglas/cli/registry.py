@@ -75,6 +75,12 @@ STEPS = (
         "Align tilt series by their gold beads.",
     ),
     StepCommand(
+        "ctf",
+        "verglas.steps.ctf.CTF_STEP",
+        TILT_SERIES,
+        "Estimate defocus, astigmatism and hand of aligned tilt series.",
+    ),
+    StepCommand(
         "reconstruct",
         "verglas.steps.reconstruct.RECONSTRUCT_STEP",
         TILT_SERIES,
