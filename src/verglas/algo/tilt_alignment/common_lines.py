@@ -70,7 +70,9 @@ def find_axis_by_lines(
         Directions to try; none is every second degree, with a finer search around the best.
     """
     factor = max(1, round(max(images[0].shape) / LARGEST_SIDE))
-    views = [whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy()) for i in images]
+    views = [
+        whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy()) for i in images
+    ]
     angles = np.arange(-90.0, 90.0, _STEP_DEG) if angles_deg is None else np.asarray(angles_deg, dtype=float)
     scores = np.array([score_axis(views, tilt_deg, shifts_px / factor, angle) for angle in angles])
     best = float(angles[scores.argmax()])
@@ -107,9 +109,7 @@ def score_axis(
     return _agree(transforms, tilt_deg, max(2, round(_SEARCH * length)), length)
 
 
-def _agree(
-    transforms: npt.NDArray[np.complex128], tilt_deg: FloatArray, reach: int, length: int
-) -> float:
+def _agree(transforms: npt.NDArray[np.complex128], tilt_deg: FloatArray, reach: int, length: int) -> float:
     order = [view for view, _ in order_outward(tilt_deg)]
     steps = np.arange(-reach, reach + 1)
     moved = transforms.copy()

@@ -11,12 +11,11 @@ from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
 from verglas.algo.tilt_alignment.common_lines import CERTAIN, AxisSearch, find_axis_by_lines
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
-from verglas.algo.tilt_alignment.patch_fit import fit_patches, refine_patches
+from verglas.algo.tilt_alignment.patch_fit import FREEDOMS, fit_patches, refine_patches
 from verglas.algo.tilt_alignment.patches import (
     Displacements,
     Layer,
     choose_thickness,
-    cut_layer,
     measure_layer,
     plane_matrices,
     whiten_view,
@@ -134,7 +133,12 @@ class PatchAlignment:
 
 
 def align_by_patches(
-    images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg: float | None, *, search: bool = False
+    images: Sequence[Image],
+    tilt_deg: npt.ArrayLike,
+    axis_deg: float | None,
+    *,
+    search: bool = False,
+    rigid: bool = False,
 ) -> PatchAlignment:
     """Align views by what they show.
 
@@ -151,6 +155,8 @@ def align_by_patches(
         Rough angle of the tilt axis in the image; none when unknown.
     search
         Take what common lines say in any case.
+    rigid
+        Keep the magnification of the views.
 
     Raises
     ------
@@ -165,7 +171,7 @@ def align_by_patches(
     nearer = found.axis_deg + 180 * round((known - found.axis_deg) / 180)
     axis = nearer if search or axis_deg is None or found.certainty >= CERTAIN else known
     shifts = find_coarse_shifts(images, tilt, axis)
-    result = refine_by_patches(images, start_geometry(tilt, axis, shifts))
+    result = refine_by_patches(images, start_geometry(tilt, axis, shifts), rigid=rigid)
     miss = float(np.hypot(*result.trials[0].held_out_px)) / result.factor
     if miss > _SHARE_NOTHING_PX:
         raise UserError(
@@ -176,7 +182,11 @@ def align_by_patches(
 
 
 def refine_by_patches(
-    images: Sequence[Image], geometry: ViewGeometry, levels: Sequence[Level] = LEVELS
+    images: Sequence[Image],
+    geometry: ViewGeometry,
+    levels: Sequence[Level] = LEVELS,
+    *,
+    rigid: bool = False,
 ) -> PatchAlignment:
     """Align by patches from a geometry that is roughly known.
 
@@ -188,24 +198,30 @@ def refine_by_patches(
         With shifts that err by less than a tenth of the field, and the tilts of the stage.
     levels
         From coarse to fine.
+    rigid
+        Keep the magnification of the views.
     """
+    freedoms = tuple(dict.fromkeys(replace(f, scale=0) if rigid else f for f in FREEDOMS))
     state = _State(geometry, (0.0, 0.0), 0.0)
     for level in levels:
         factor = max(1, round(max(images[0].shape) / level.side))
-        views = [whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy()) for i in images]
+        views = [
+            whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy())
+            for i in images
+        ]
         search = _Search(views, _resize(geometry, 1 / factor), level)
         state = state.resize(1 / factor)
         if level.finds_thickness:
             state = search.find_thickness(state)
         for _ in range(level.rounds):
-            found, fit = search.measure(state, level.freedom)
+            found, fit = search.measure(state, replace(level.freedom, scale=0) if rigid else level.freedom)
             moved = measure_change(fit, state.geometry)
             state = replace(state, geometry=fit.geometry, slope=fit_slope(fit)[0])
             if moved < _CONVERGED_PX:
                 break
         state = state.resize(factor)
     state = state.resize(1 / factor)
-    fit, trials = refine_patches(found.tracks, state.geometry, search.nominal)
+    fit, trials = refine_patches(found.tracks, state.geometry, search.nominal, freedoms)
     for _ in range(_LAST_ROUNDS):
         state = replace(state, geometry=fit.geometry, slope=fit_slope(fit)[0])
         found, fit = search.measure(state, trials[0].freedom)
