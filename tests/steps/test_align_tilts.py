@@ -123,7 +123,7 @@ def test_the_aligned_stack_has_the_axis_upright_and_the_centre_in_the_middle(ser
 def test_figures_are_drawn_and_named(job):
     folder, report = job
     names = {Path(figure.path).name for figure in report.summary.figures}
-    assert names == {f"TS_01_{kind}.png" for kind in ("beads", "residuals", "field", "places", "geometry")}
+    assert names == {f"TS_01_{kind}.png" for kind in ("tracks", "residuals", "field", "places", "geometry")}
     assert all((folder / "figures" / name).stat().st_size > 5000 for name in names)
     assert (folder / "report.html").exists() or report.summary.values["beads"].value >= 14
 

@@ -1,4 +1,4 @@
-"""Pictures of an alignment by beads: residuals over the views and over the field, beads on the views."""
+"""Pictures of an alignment: residuals over the views and over the field, beads or patches on the views."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +37,7 @@ def draw_residuals(tilt_deg: FloatArray, residuals_px: FloatArray, path: Path) -
         for i, name in enumerate("xy"):
             axes = figure.add_subplot(1, 2, i + 1)
             tilts = np.broadcast_to(tilt_deg, seen.shape)[seen]
-            axes.plot(
-                tilts, residuals_px[seen][:, i], ".", color=MUTED, markersize=3, alpha=0.6, label="bead"
-            )
+            axes.plot(tilts, residuals_px[seen][:, i], ".", color=MUTED, markersize=3, alpha=0.6, label="one")
             axes.plot(tilt_deg[order], rms[order, i], "o-", color=COLOURS[i], markersize=3.5, label="RMS")
             axes.axhline(0, color=MUTED, linewidth=0.6)
             axes.set_xlabel("tilt, degrees")
@@ -127,13 +125,15 @@ def draw_places(points_angstrom: FloatArray, path: Path) -> None:
         save_figure(figure, path)
 
 
-def draw_beads(
+def draw_tracks(
     views: Sequence[FloatArray],
     labels: Sequence[str],
     places_px: Sequence[tuple[FloatArray, FloatArray]],
-    diameter_px: float,
+    size_px: float,
     pixel_size_angstrom: float,
     path: Path,
+    *,
+    square: bool = False,
 ) -> None:
     """Draw views with a ring around each bead that was measured, and a dotted one where one is expected.
 
@@ -145,12 +145,14 @@ def draw_beads(
         What to write above each.
     places_px
         For each view `(k, 2)` measured and `(m, 2)` expected but not measured xy from the image's centre.
-    diameter_px
-        Of the beads.
+    size_px
+        Diameter of the beads, or side of the patches.
     pixel_size_angstrom
         Side of a pixel, Å.
     path
         The PNG to write.
+    square
+        Draw squares, for patches. Only their inner half is drawn, for they overlap.
     """
     height, width = views[0].shape
     with house_style():
@@ -160,11 +162,18 @@ def draw_beads(
             smooth = lowpass_image(view, pixel_size_angstrom, 2.5 * pixel_size_angstrom)
             low, high = contrast_limits(smooth)
             axes.imshow(smooth, vmin=low, vmax=high)
-            size = (figure.get_figwidth() * 72 / len(views) / width * 2.2 * diameter_px) ** 2
+            size = (figure.get_figwidth() * 72 / len(views) / width * (0.5 if square else 2.2) * size_px) ** 2
             for places, colour, style in zip(groups, (COLOURS[1], COLOURS[2]), ("-", ":"), strict=True):
                 x, y = places[:, 0] + width // 2, places[:, 1] + height // 2
                 axes.scatter(
-                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=1.1, linestyles=style
+                    x,
+                    y,
+                    s=size,
+                    marker="s" if square else "o",
+                    facecolors="none",
+                    edgecolors=colour,
+                    linewidths=1.1,
+                    linestyles=style,
                 )
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(-0.5, height - 0.5)
