@@ -73,6 +73,10 @@ STEPS = (
         "verglas.steps.ctf.CTF_STEP",
         TILT_SERIES,
         "Estimate defocus, astigmatism and hand of aligned tilt series.",
+        "align-tilts",
+        "verglas.steps.align_tilts.ALIGN_TILTS_STEP",
+        TILT_SERIES,
+        "Align tilt series by their gold beads.",
     ),
     StepCommand(
         "reconstruct",

@@ -1,0 +1,1 @@
+"""Gold beads: found in single images."""
