@@ -150,7 +150,7 @@ def fit_bundle(
         raise UserError(f"no bead was measured in {FEWEST_VIEWS} views or more; expected at least one")
     seen = seen & known[:, None]
     tracks = np.where(seen[..., None], tracks_px, 0.0)
-    problem = _Problem(tracks, seen, start, *_make_basis(start, freedom))
+    problem = _Problem(tracks, seen, start, *make_basis(start, freedom))
     first = start if begin is None else begin
     points = np.nan_to_num(triangulate_points(first, np.where(seen[..., None], tracks, np.nan)))
     state = _State(first, points, problem.measure(first, points))
@@ -188,10 +188,10 @@ def locate_beads(tracks_px: FloatArray, geometry: ViewGeometry) -> BundleFit:
     return _judge(tracks_px, geometry, points, known)
 
 
-def _make_basis(start: ViewGeometry, freedom: Freedom) -> tuple[list[int], FloatArray]:
+def make_basis(start: ViewGeometry, freedom: Freedom) -> tuple[list[int], FloatArray]:
     """Columns of the variables that are fitted, and `(n columns, unknowns)`: these of each view from the unknowns."""
     count = len(start)
-    lines = {2 + i: _draw_lines(start.tilt_deg, getattr(freedom, name)) for i, name in enumerate(VARIABLES)}
+    lines = {2 + i: draw_lines(start.tilt_deg, getattr(freedom, name)) for i, name in enumerate(VARIABLES)}
     lines = {0: np.eye(count), 1: np.eye(count)} | {
         column: line for column, line in lines.items() if line.size
     }
@@ -199,7 +199,7 @@ def _make_basis(start: ViewGeometry, freedom: Freedom) -> tuple[list[int], Float
     return list(lines), np.concatenate(blocks, axis=1)
 
 
-def _draw_lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
+def draw_lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
     """`(n, nodes)` hat functions over the rank of the tilt."""
     count = len(tilt_deg)
     if nodes == 0:
@@ -215,7 +215,7 @@ def _draw_lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
 def _take_step(problem: _Problem, state: _State, weights: FloatArray, damping: float, sigma: float) -> _State:
     """One damped step of Gauss and Newton; the beads are eliminated first (Schur)."""
     geometry, basis = state.geometry, problem.basis
-    by_view, by_point = _differentiate(geometry, state.points)
+    by_view, by_point = differentiate_views(geometry, state.points)
     by_view = by_view[..., problem.columns]
     count, beads, width = len(geometry), len(state.points), len(problem.columns)
     pull, strain = (values[:, problem.columns] for values in _pull_back(geometry, problem.start, sigma))
@@ -252,7 +252,7 @@ def _take_step(problem: _Problem, state: _State, weights: FloatArray, damping: f
     return _State(moved, points, problem.measure(moved, points))
 
 
-def _differentiate(geometry: ViewGeometry, points: FloatArray) -> tuple[FloatArray, FloatArray]:
+def differentiate_views(geometry: ViewGeometry, points: FloatArray) -> tuple[FloatArray, FloatArray]:
     """`(beads, n, 2, 8)` derivatives by the view's variables, `(n, 2, 3)` by the bead's place."""
     tilt, x_tilt = np.deg2rad(geometry.tilt_deg), np.deg2rad(geometry.x_tilt_deg)
     zero, sin, cos = np.zeros_like(tilt), np.sin(x_tilt), np.cos(x_tilt)
