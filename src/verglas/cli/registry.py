@@ -69,14 +69,16 @@ STEPS = (
         "Stack tilt series from SerialEM's mdocs and images.",
     ),
     StepCommand(
-        "ctf",
-        "verglas.steps.ctf.CTF_STEP",
-        TILT_SERIES,
-        "Estimate defocus, astigmatism and hand of aligned tilt series.",
         "align-tilts",
         "verglas.steps.align_tilts.ALIGN_TILTS_STEP",
         TILT_SERIES,
         "Align tilt series by their gold beads.",
+    ),
+    StepCommand(
+        "ctf",
+        "verglas.steps.ctf.CTF_STEP",
+        TILT_SERIES,
+        "Estimate defocus, astigmatism and hand of aligned tilt series.",
     ),
     StepCommand(
         "reconstruct",
