@@ -69,6 +69,12 @@ STEPS = (
         "Stack tilt series from SerialEM's mdocs and images.",
     ),
     StepCommand(
+        "fiducials",
+        "verglas.steps.fiducials.FIDUCIALS_STEP",
+        TILT_SERIES,
+        "Find gold beads, mask them, and erase them with matched noise.",
+    ),
+    StepCommand(
         "reconstruct",
         "verglas.steps.reconstruct.RECONSTRUCT_STEP",
         TILT_SERIES,

@@ -33,7 +33,9 @@ class SpectrumPairs:
     neighbours: FloatArray
 
 
-def compare_spectra(image: Image, masked: BoolArray, positions_px: FloatArray, radius_px: float) -> SpectrumPairs:
+def compare_spectra(
+    image: Image, masked: BoolArray, positions_px: FloatArray, radius_px: float
+) -> SpectrumPairs:
     """Measure the power in discs under a cosine bell, and in discs without masked pixels two to three radii away.
 
     Parameters
@@ -77,7 +79,7 @@ def compare_spectra(image: Image, masked: BoolArray, positions_px: FloatArray, r
 
 
 def deviation_of(pairs: SpectrumPairs) -> tuple[FloatArray, FloatArray]:
-    """Relative deviation `(rings,)` of the mean power of filled discs from that of neighbours, and its standard error."""
+    """Relative deviation `(rings,)` of the filled discs' mean power from the neighbours', and its standard error."""
     filled, neighbours = pairs.filled.mean(axis=0), pairs.neighbours.mean(axis=0)
     ratio = filled / neighbours
     rest = pairs.filled - ratio * pairs.neighbours
@@ -100,7 +102,9 @@ def _list_neighbours(place: FloatArray, radius: float) -> list[npt.NDArray[np.in
     return [np.rint(place + distance * radius * way).astype(int) for distance in _DISTANCES for way in ways]
 
 
-def _cut(array: npt.NDArray[np.generic], centre: npt.NDArray[np.intp], reach: int) -> npt.NDArray[np.generic] | None:
+def _cut(
+    array: npt.NDArray[np.generic], centre: npt.NDArray[np.intp], reach: int
+) -> npt.NDArray[np.generic] | None:
     """Square around a pixel; none when it reaches over the border."""
     low, high = centre - reach, centre + reach + 1
     if (low < 0).any() or (high > array.shape).any():

@@ -35,7 +35,9 @@ def mask_discs(shape: tuple[int, int], positions_px: FloatArray, radius_px: floa
     return masked
 
 
-def erase_discs(image: Image, positions_px: FloatArray, radius_px: float, seed: int) -> tuple[Image, BoolArray]:
+def erase_discs(
+    image: Image, positions_px: FloatArray, radius_px: float, seed: int
+) -> tuple[Image, BoolArray]:
     """Replace discs by matched noise.
 
     Parameters
@@ -74,7 +76,8 @@ def erase_discs(image: Image, positions_px: FloatArray, radius_px: float, seed: 
 
 
 def _to_indices(shape: tuple[int, int], positions_px: FloatArray) -> FloatArray:
-    return np.asarray(positions_px, dtype=float).reshape(-1, 2)[:, ::-1] + np.array([n // 2 for n in shape])
+    places: FloatArray = np.asarray(positions_px, dtype=float).reshape(-1, 2)[:, ::-1]
+    return np.asarray(places + np.array([n // 2 for n in shape]))
 
 
 def _cut_disc(
@@ -83,7 +86,9 @@ def _cut_disc(
     """Region of the image around a disc, and which of its pixels lie in the disc."""
     spans = []
     for length, centre in zip(shape, place, strict=True):
-        low, high = (int(np.clip(value, 0, length)) for value in (np.ceil(centre - radius), centre + radius + 1))
+        low, high = (
+            int(np.clip(value, 0, length)) for value in (np.ceil(centre - radius), centre + radius + 1)
+        )
         spans.append((low, max(low, high)))
     y, x = (np.arange(*span) - centre for span, centre in zip(spans, place, strict=True))
     return (slice(*spans[0]), slice(*spans[1])), np.hypot(y[:, None], x) <= radius
@@ -147,7 +152,7 @@ def _fit_plane(tile: FloatArray, known: BoolArray) -> FloatArray:
 
 
 def _continue_field(values: FloatArray, known: BoolArray, power: FloatArray) -> FloatArray:
-    """Expected values of a field of this spectrum where it is not known, and zero where it is.
+    """Continue a field of this spectrum to where it is not known: what is expected there, and zero elsewhere.
 
     Solves Q_uu d = -Q_uk v, where Q is the inverse of the covariance, by conjugate gradients preconditioned with
     the covariance.
@@ -155,7 +160,7 @@ def _continue_field(values: FloatArray, known: BoolArray, power: FloatArray) -> 
     shape = values.shape
 
     def multiply(field: FloatArray, spectrum: FloatArray) -> FloatArray:
-        return np.where(known, 0.0, irfft2(rfft2(field) * spectrum, shape))
+        return np.asarray(np.where(known, 0.0, irfft2(rfft2(field) * spectrum, shape)))
 
     inverse = 1.0 / power
     residual = -multiply(values, inverse)

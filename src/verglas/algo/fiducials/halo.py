@@ -12,7 +12,7 @@ DEFAULT_RADII = 1.9
 """What is erased, in radii of a bead, when there are too few beads to measure their fringes."""
 
 _FEWEST_BEADS = 5
-_SHARE = 0.25
+_SHARE = 0.4
 _SIGNIFICANT = 3.0
 _LEAST_RADII, _MOST_RADII = 1.2, 2.4
 _FAR_RADII = (2.6, 3.4)
@@ -73,8 +73,8 @@ def ring_width(radius_px: float) -> float:
 def choose_radius(halos: Sequence[FloatArray], radius_px: float) -> float:
     """Radius beyond which beads leave no trace that could be seen.
 
-    A ring shows a trace when its mean over all beads is significant, three standard errors, and more than a
-    quarter of what the ring's own values scatter from place to place.
+    A ring shows a trace when its mean over all beads is significant, three standard errors, and more than
+    0.4 of what the ring's own values scatter from place to place.
 
     Parameters
     ----------
@@ -95,10 +95,17 @@ def choose_radius(halos: Sequence[FloatArray], radius_px: float) -> float:
     known = np.isfinite(rings)
     count = known.sum(axis=0)
     # Medians, because some of what was found is no bead, and some beads lie at edges.
-    mean = np.array([np.median(column[fine]) if fine.any() else 0.0 for column, fine in zip(rings.T, known.T, strict=True)])
+    mean = np.array(
+        [
+            np.median(column[fine]) if fine.any() else 0.0
+            for column, fine in zip(rings.T, known.T, strict=True)
+        ]
+    )
     scatter = np.array(
-        [1.4826 * np.median(np.abs(column[fine] - middle)) if fine.any() else np.inf
-         for column, fine, middle in zip(rings.T, known.T, mean, strict=True)]
+        [
+            1.4826 * np.median(np.abs(column[fine] - middle)) if fine.any() else np.inf
+            for column, fine, middle in zip(rings.T, known.T, mean, strict=True)
+        ]
     )
     trace = np.abs(mean) > np.maximum(_SHARE, _SIGNIFICANT / np.sqrt(np.maximum(count, 1))) * scatter
     outer = (np.arange(len(mean)) + 1) * width

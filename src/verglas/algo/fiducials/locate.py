@@ -39,7 +39,10 @@ class LocatedBeads:
 
 
 def locate_beads(
-    found_angstrom: Sequence[FloatArray], matrices: FloatArray, tolerance_angstrom: float, reach_angstrom: FloatArray
+    found_angstrom: Sequence[FloatArray],
+    matrices: FloatArray,
+    tolerance_angstrom: float,
+    reach_angstrom: FloatArray,
 ) -> LocatedBeads:
     """Find the points in space whose projections were found.
 
@@ -115,9 +118,13 @@ def _follow(
 
 
 def _count_support(
-    points: FloatArray, found: Sequence[FloatArray], owners: tuple[IntArray, ...], matrices: FloatArray, tolerance: float
+    points: FloatArray,
+    found: Sequence[FloatArray],
+    owners: tuple[IntArray, ...],
+    matrices: FloatArray,
+    tolerance: float,
 ) -> FloatArray:
-    """Views that agree with each point, nearer ones counting more."""
+    """Count the views that agree with each point, nearer ones more."""
     support = np.zeros(len(points))
     projected = project_beads(points, matrices)
     for view, places in enumerate(found):
@@ -129,7 +136,11 @@ def _count_support(
 
 
 def _assign(
-    point: FloatArray, found: Sequence[FloatArray], owners: tuple[IntArray, ...], matrices: FloatArray, tolerance: float
+    point: FloatArray,
+    found: Sequence[FloatArray],
+    owners: tuple[IntArray, ...],
+    matrices: FloatArray,
+    tolerance: float,
 ) -> IntArray:
     """Row of the finding in each view that lies nearest to a point's projection, -1 where none is near."""
     rows = np.full(len(found), -1, np.intp)
@@ -148,7 +159,7 @@ def _intersect(rows: IntArray, found: Sequence[FloatArray], matrices: FloatArray
     """Point nearest to the lines of sight of the findings."""
     views = np.flatnonzero(rows >= 0)
     columns = matrices[views, :2, :3].reshape(-1, 3)
-    values = np.stack([found[view][rows[view]] - matrices[view, :2, 3] for view in views]).ravel()
+    values = np.stack([found[int(view)][rows[view]] - matrices[view, :2, 3] for view in views]).ravel()
     return np.asarray(np.linalg.lstsq(columns, values, rcond=None)[0])
 
 

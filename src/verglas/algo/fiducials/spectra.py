@@ -17,9 +17,10 @@ FEWEST_PATCHES = 6
 
 _BANDS = 8
 _BATCH_PIXELS = 1 << 20
-# A Hann window spreads the mean over frequencies below two cycles a patch.
+# A Hann window spreads mean and slope over frequencies below two cycles a patch.
 _LOST = 2.0
 _STEEPEST = 3.0
+_SHARPENINGS = 4
 _LEAST = 1e-4
 
 
@@ -91,12 +92,12 @@ def measure_spectra(image: FloatArray, masked: BoolArray, size: int) -> LocalSpe
             kept.append(batch[good])
     if not kept:
         usable = image[~masked] if not masked.all() else image
-        power[:] = max(float(usable.var()), np.finfo(np.float32).tiny)
+        power[:] = max(float(usable.var()), float(np.finfo(np.float32).tiny))
         return LocalSpectra(power, bands, np.empty((0, 2)), np.ones((0, count)))
     places = np.concatenate(kept) + (size - 1) / 2
-    power = _fill_lowest(power / len(places))
+    power = _sharpen(_fill_lowest(power / len(places)), window)
     # A spectrum that ends below Nyquist would make the covariance singular.
-    power = np.maximum(power, _LEAST * np.median(power))
+    power = np.maximum(power, _LEAST * float(np.median(power)))
     values = np.concatenate(rows)
     return LocalSpectra(power, bands, places, np.maximum(values / values.mean(axis=0), _LEAST))
 
@@ -120,12 +121,18 @@ def _lay_bands(size: int) -> tuple[npt.NDArray[np.float64], int]:
 
 
 def _periodograms(patches: FloatArray, weights: FloatArray) -> npt.NDArray[np.float64]:
-    """Power of weighted patches `(n, size, size)` without their means."""
-    mass = weights.sum(axis=(1, 2), keepdims=True)
-    mean = (patches * weights).sum(axis=(1, 2), keepdims=True) / mass
-    transform = rfft2((patches - mean) * weights, axes=(1, 2))
+    """Power of weighted patches `(n, size, size)` without the planes through them."""
+    size = patches.shape[1]
+    steps = (np.arange(size, dtype=np.float32) - (size - 1) / 2) / size
+    y, x = np.meshgrid(steps, steps, indexing="ij")
+    plane = np.stack([np.ones_like(y), y, x]).reshape(3, -1)
+    flat = weights.reshape(len(weights), -1).astype(np.float64)
+    normal = np.einsum("np,ip,jp->nij", flat, plane, plane, optimize=True)
+    right = np.einsum("np,ip->ni", flat * patches.reshape(len(patches), -1), plane, optimize=True)
+    fitted = np.linalg.solve(normal, right[..., None])[..., 0] @ plane
+    transform = rfft2((patches - fitted.reshape(patches.shape).astype(np.float32)) * weights, axes=(1, 2))
     power = transform.real.astype(np.float64) ** 2 + transform.imag.astype(np.float64) ** 2
-    return np.asarray(power / (weights.astype(np.float64) ** 2).sum(axis=(1, 2), keepdims=True))
+    return np.asarray(power / (flat**2).sum(axis=1)[:, None, None])
 
 
 def _average_bands(
@@ -138,7 +145,7 @@ def _average_bands(
 
 
 def _fill_lowest(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Continue the spectrum, by a power law of the next rings, to the frequencies that went with the patches' means."""
+    """Continue the spectrum, by the next rings' power law, to the frequencies that went with the patches' planes."""
     size = len(power)
     radius = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * size
     near, far = (float(power[np.abs(radius - ring) < 0.75].mean()) for ring in (_LOST + 0.5, 2 * _LOST + 1))
@@ -147,6 +154,26 @@ def _fill_lowest(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     filled = power.copy()
     filled[lost] = near * ((_LOST + 0.5) / np.maximum(radius[lost], 0.75)) ** slope
     return filled
+
+
+def _sharpen(power: npt.NDArray[np.float64], window: FloatArray) -> npt.NDArray[np.float64]:
+    """Take back what the window smeared, by a few of Richardson's and Lucy's steps.
+
+    The expected periodogram is the spectrum convolved with that of the window: the covariance times the window's
+    own overlap.
+    """
+    size = len(power)
+    twice = (2 * size, 2 * size)
+    overlap = irfft2(np.abs(rfft2(window.astype(float), twice)) ** 2, twice)
+    lags = np.minimum(np.arange(size), size - np.arange(size))
+    overlap = overlap[np.ix_(lags, lags)] / overlap[0, 0]
+    lost = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)) * size < _LOST
+    sharp = power
+    for _ in range(_SHARPENINGS):
+        smeared = rfft2(irfft2(sharp, (size, size)) * overlap).real
+        ratio = power / np.maximum(smeared, _LEAST * power)
+        sharp = _fill_lowest(np.where(lost, sharp, sharp * ratio))
+    return sharp
 
 
 def make_noise(power: npt.NDArray[np.float64], normal: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
