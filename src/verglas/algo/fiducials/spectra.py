@@ -126,13 +126,14 @@ def _periodograms(patches: FloatArray, weights: FloatArray) -> npt.NDArray[np.fl
     steps = (np.arange(size, dtype=np.float32) - (size - 1) / 2) / size
     y, x = np.meshgrid(steps, steps, indexing="ij")
     plane = np.stack([np.ones_like(y), y, x]).reshape(3, -1)
-    flat = weights.reshape(len(weights), -1).astype(np.float64)
-    normal = np.einsum("np,ip,jp->nij", flat, plane, plane, optimize=True)
-    right = np.einsum("np,ip->ni", flat * patches.reshape(len(patches), -1), plane, optimize=True)
-    fitted = np.linalg.solve(normal, right[..., None])[..., 0] @ plane
-    transform = rfft2((patches - fitted.reshape(patches.shape).astype(np.float32)) * weights, axes=(1, 2))
-    power = transform.real.astype(np.float64) ** 2 + transform.imag.astype(np.float64) ** 2
-    return np.asarray(power / (flat**2).sum(axis=1)[:, None, None])
+    middle = patches.mean(axis=(1, 2), keepdims=True)
+    flat, values = weights.reshape(len(weights), -1), (patches - middle).reshape(len(patches), -1)
+    normal = (flat @ (plane[:, None] * plane).reshape(9, -1).T).reshape(-1, 3, 3)
+    right = (flat * values) @ plane.T
+    fitted = np.linalg.solve(normal, right[..., None])[..., 0].astype(np.float32) @ plane
+    transform = rfft2(((values - fitted) * flat).reshape(patches.shape), axes=(1, 2))
+    power = transform.real**2 + transform.imag**2
+    return np.asarray(power / (flat**2).sum(axis=1)[:, None, None], np.float64)
 
 
 def _average_bands(
@@ -140,8 +141,9 @@ def _average_bands(
 ) -> npt.NDArray[np.float64]:
     """Mean power `(n, count)` of each band; frequencies between two centres count for both."""
     inside = np.hypot(np.fft.fftfreq(power.shape[1])[:, None], np.fft.rfftfreq(power.shape[1])) <= 0.5
-    share = np.maximum(0, 1 - np.abs(bands[inside][:, None] - np.arange(count)))
-    return np.asarray(power[:, inside] @ share / share.sum(axis=0))
+    share = np.maximum(0, 1 - np.abs(bands[..., None] - np.arange(count))) * inside[..., None]
+    share = share.reshape(-1, count) / share.sum(axis=(0, 1))
+    return np.asarray(power.reshape(len(power), -1) @ share)
 
 
 def _fill_lowest(power: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
