@@ -40,7 +40,7 @@ def simulation(tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(simulation):
     folder = simulation.parent / "fiducials"
-    params = FiducialsParams(tilt_series=simulation / "truth/tilt_series.star", bead_diameter=100.0)
+    params = FiducialsParams(images=(simulation / "truth/tilt_series.star",), bead_diameter=100.0)
     report = run_step(FIDUCIALS_STEP, params, folder, options=QUIET)
     assert report.done == ("TS_01",)
     assert report.failed == {}
@@ -134,7 +134,7 @@ def test_the_report_has_figures_and_values(job):
 
 def test_a_second_run_gives_the_same_bytes(simulation, job):
     folder = simulation.parent / "again"
-    params = FiducialsParams(tilt_series=simulation / "truth/tilt_series.star", bead_diameter=100.0)
+    params = FiducialsParams(images=(simulation / "truth/tilt_series.star",), bead_diameter=100.0)
     run_step(FIDUCIALS_STEP, params, folder, options=QUIET)
     for name in ("stacks/TS_01.mrc", "masks/TS_01.mrc", "beads/TS_01.star", "figures/TS_01_erased.png"):
         assert (folder / name).read_bytes() == (job / name).read_bytes()
@@ -143,7 +143,7 @@ def test_a_second_run_gives_the_same_bytes(simulation, job):
 def test_without_erasing_only_masks_are_written(simulation):
     folder = simulation.parent / "masks"
     params = FiducialsParams(
-        tilt_series=simulation / "truth/tilt_series.star", bead_diameter=100.0, erase=False
+        images=(simulation / "truth/tilt_series.star",), bead_diameter=100.0, erase=False
     )
     run_step(FIDUCIALS_STEP, params, folder, options=QUIET)
     assert not (folder / "stacks").exists()
@@ -154,8 +154,8 @@ def test_without_erasing_only_masks_are_written(simulation):
 
 def test_beads_larger_than_the_views_are_refused(simulation):
     folder = simulation.parent / "large"
-    params = FiducialsParams(tilt_series=simulation / "truth/tilt_series.star", bead_diameter=1e5)
+    params = FiducialsParams(images=(simulation / "truth/tilt_series.star",), bead_diameter=1e5)
     report = run_step(FIDUCIALS_STEP, params, folder, options=QUIET)
     assert "diameter" in report.failed["TS_01"]
     with pytest.raises(UserError, match="does not exist"):
-        run_step(FIDUCIALS_STEP, FiducialsParams(tilt_series=folder / "no.star"), folder / "2", options=QUIET)
+        run_step(FIDUCIALS_STEP, FiducialsParams(images=(folder / "no.star",)), folder / "2", options=QUIET)

@@ -21,6 +21,7 @@ from verglas.runtime import available_cores
 BENCHMARKS = {
     "backproject": "verglas.benchmarks.backproject",
     "fft-crop": "verglas.benchmarks.fft_crop",
+    "fiducials": "verglas.benchmarks.fiducials",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",

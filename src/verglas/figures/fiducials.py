@@ -13,7 +13,7 @@ from verglas.figures.tomogram import contrast_limits, draw_scale_bar, label_imag
 
 FloatArray = npt.NDArray[Any]
 
-_ZOOM_LOWPASS = 0.15
+_ZOOM_LOWPASS_ANGSTROM = 20.0
 
 
 def draw_erased(
@@ -62,10 +62,7 @@ def draw_erased(
 
 
 def draw_zooms(
-    pairs: Sequence[tuple[FloatArray, FloatArray]],
-    labels: Sequence[str],
-    pixel_size_angstrom: float,
-    path: Path,
+    pairs: Sequence[tuple[FloatArray, FloatArray]], pixel_size_angstrom: float, path: Path
 ) -> None:
     """Draw small squares around beads before and after, in the grey levels of the latter.
 
@@ -73,29 +70,21 @@ def draw_zooms(
     ----------
     pairs
         Squares `(y, x)` before and after.
-    labels
-        What to write above each pair.
     pixel_size_angstrom
         Side of their pixels, Å.
     path
         The PNG to write.
     """
-    side = PAGE_INCHES / max(len(pairs), 1)
+    side = PAGE_INCHES / len(pairs)
     with house_style():
-        figure = make_figure(PAGE_INCHES, 2 * side + 0.3)
-        for column, (pair, label) in enumerate(zip(pairs, labels, strict=True)):
-            lowpass = _ZOOM_LOWPASS * len(pair[1]) * pixel_size_angstrom
-            levels = contrast_limits(lowpass_image(pair[1], pixel_size_angstrom, min(20.0, lowpass)))
-            for row, image in enumerate(pair):
+        figure = make_figure(PAGE_INCHES, 2 * side + 0.1)
+        for column, pair in enumerate(pairs):
+            smooth = [lowpass_image(image, pixel_size_angstrom, _ZOOM_LOWPASS_ANGSTROM) for image in pair]
+            low, high = contrast_limits(smooth[1])
+            for row, image in enumerate(smooth):
                 axes = figure.add_subplot(2, len(pairs), row * len(pairs) + column + 1)
-                axes.imshow(
-                    lowpass_image(image, pixel_size_angstrom, min(20.0, lowpass)),
-                    vmin=levels[0],
-                    vmax=levels[1],
-                )
+                axes.imshow(image, vmin=low, vmax=high)
                 axes.set_axis_off()
-                if row == 0:
-                    axes.set_title(label, fontsize=7, color="black")
                 if column == 0:
                     label_image(axes, ("before", "after")[row])
         save_figure(figure, path)
