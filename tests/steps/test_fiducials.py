@@ -1,14 +1,16 @@
 """The fiducials step on a simulated series whose beads are known."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from verglas.errors import UserError
-from verglas.io.mrc import read_mrc
+from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.relion_tilt_series import read_tilt_series
-from verglas.io.star import read_star
+from verglas.io.star import read_star, write_star
 from verglas.steps.fiducials import FIDUCIALS_STEP, FiducialsParams
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
 from verglas.steps.simulate import SIMULATE_STEP, SimulateParams
@@ -159,3 +161,78 @@ def test_beads_larger_than_the_views_are_refused(simulation):
     assert "diameter" in report.failed["TS_01"]
     with pytest.raises(UserError, match="does not exist"):
         run_step(FIDUCIALS_STEP, FiducialsParams(images=(folder / "no.star",)), folder / "2", options=QUIET)
+
+
+@pytest.fixture
+def micrographs(tmp_path):
+    """Two micrographs with discs, and the table that RELION keeps of them."""
+    y, x = np.indices((220, 240)) - np.array([110, 120])[:, None, None]
+    names = []
+    for seed, name in enumerate(("m1", "m2")):
+        image = np.random.default_rng(seed).normal(50, 3, (220, 240))
+        for place in ((-60, 20), (45, -33), (80, 70)):
+            image[np.hypot(x - place[0], y - place[1]) < 5] -= 25
+        (tmp_path / "mics").mkdir(exist_ok=True)
+        names.append(tmp_path / f"mics/{name}.mrc")
+        write_mrc(names[-1], image.astype(np.float32), voxel_size_angstrom=10.0)
+    optics = pd.DataFrame(
+        {"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["opticsGroup1"], "rlnMicrographPixelSize": [10.0]}
+    )
+    table = pd.DataFrame(
+        {
+            "rlnMicrographName": [str(n) for n in names],
+            "rlnOpticsGroup": [1, 1],
+            "rlnCtfMaxResolution": [4.0, 5.0],
+        }
+    )
+    write_star(tmp_path / "micrographs.star", {"optics": optics, "micrographs": table})
+    return tmp_path
+
+
+@pytest.mark.parametrize("given", ["star", "files"])
+def test_micrographs_are_erased_and_their_table_is_kept(micrographs, given):
+    images = (
+        (micrographs / "micrographs.star",)
+        if given == "star"
+        else tuple(micrographs / f"mics/{name}.mrc" for name in ("m1", "m2"))
+    )
+    out = micrographs / "out"
+    params = FiducialsParams(images=images, bead_diameter=100.0, network=False)
+    assert run_step(FIDUCIALS_STEP, params, out, options=QUIET).done == ("m1", "m2")
+    for name in ("m1", "m2"):
+        before, after = read_mrc(micrographs / f"mics/{name}.mrc")[0], read_mrc(out / f"stacks/{name}.mrc")[0]
+        assert before.min() < 30
+        assert after.min() > 30
+        assert len(read_star(out / f"beads/{name}.star")["beads"]) == 3
+    assert not (out / "tilt_series.star").exists()
+    assert (out / "micrographs.star").exists() == (given == "star")
+    if given == "star":
+        table = read_star(out / "micrographs.star")["micrographs"]
+        assert [Path(name).resolve() for name in table["rlnMicrographName"]] == [
+            (out / f"stacks/{name}.mrc").resolve() for name in ("m1", "m2")
+        ]
+        assert table["rlnCtfMaxResolution"].tolist() == [4.0, 5.0]
+
+
+def test_micrographs_that_cannot_be_read_are_told(micrographs):
+    write_mrc(micrographs / "stack.mrc", np.zeros((3, 80, 80), np.float32), voxel_size_angstrom=5.0)
+    with pytest.raises(UserError, match="holds 3 images; expected one micrograph"):
+        FIDUCIALS_STEP.list_items(FiducialsParams(images=(micrographs / "stack.mrc",)))
+    with pytest.raises(UserError, match="does not exist"):
+        FIDUCIALS_STEP.list_items(FiducialsParams(images=(micrographs / "none.mrc",)))
+
+
+def test_the_network_masks_a_grid_bar_without_erasing_it(tmp_path):
+    rng = np.random.default_rng(0)
+    image = rng.poisson(60.0, (300, 300)).astype(np.float32)
+    image[:, 190:] = rng.poisson(1.0, (300, 110))
+    write_mrc(tmp_path / "bar.mrc", image, voxel_size_angstrom=20.0)
+    params = FiducialsParams(images=(tmp_path / "bar.mrc",), bead_diameter=120.0)
+    run_step(FIDUCIALS_STEP, params, tmp_path / "out", options=QUIET)
+    masked = read_mrc(tmp_path / "out/masks/bar.mrc", np.int8)[0] == 1
+    assert masked[:, 210:].mean() > 0.8
+    assert masked[:, :170].mean() < 0.05
+    after = read_mrc(tmp_path / "out/stacks/bar.mrc")[0]
+    np.testing.assert_array_equal(after[:, 210:], image[:, 210:])
+    values = json.loads((tmp_path / "out/items/bar.json").read_text())["values"]
+    assert 20 < values["bar_percent"] < 45
