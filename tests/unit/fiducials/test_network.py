@@ -9,9 +9,9 @@ import torch
 from verglas.algo.fiducials.network import (
     KINDS,
     count_block,
+    describe_views,
     list_weights,
     make_network,
-    prepare_view,
     segment_view,
 )
 from verglas.algo.fiducials.scenes import BAR, CARBON, CONTAMINATION, GOLD, SceneRanges, draw_scene
@@ -69,9 +69,17 @@ def test_offset_and_scale_of_a_view_make_no_difference(shipped):
 
 def test_views_are_averaged_to_about_20_angstrom():
     assert [count_block(pixel) for pixel in (1.35, 6.7, 10.0, 20.0, 50.0)] == [15, 3, 2, 1, 1]
-    view = prepare_view(np.random.default_rng(0).normal(7, 2, (64, 66)).astype(np.float32), 10.0)
-    assert view.shape == (32, 33)
-    assert float(view.mean()) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_network_sees_contrast_that_does_not_depend_on_offset_and_scale():
+    views = torch.from_numpy(np.random.default_rng(0).normal(7, 2, (2, 64, 66)))
+    seen = describe_views(views)
+    assert seen.shape == (2, 3, 64, 66)
+    torch.testing.assert_close(seen, describe_views(5 + 0.1 * views))
+    np.testing.assert_allclose(seen[:, 0].mean((1, 2)), 0, atol=1e-6)
+    window = (views[0] - views[0].mean())[20:45, 20:45] / views[0].std()
+    expected = (window[12, 12] - window.mean()) / window.std(correction=0)
+    assert float(seen[0, 1, 32, 32]) == pytest.approx(float(expected))
 
 
 def test_a_few_steps_lower_the_loss_and_the_seed_decides_all():

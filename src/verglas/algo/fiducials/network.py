@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
 from verglas.errors import UserError
 from verglas.ops.binning import bin_images
@@ -26,15 +26,17 @@ PIXEL_ANGSTROM = 20.0
 
 CHANNELS = (8, 16, 32, 48)
 
-_LIMIT_SD = 8.0
+_INPUTS = 3
+_LIMIT = 8.0
+_WIDE_PX, _NARROW_PX = 25, 9
 
 
 class MaskNet(nn.Module):
-    """The network: `(n, 1, y, x)` normalised views to `(n, 5, y, x)` scores; sides are multiples of 8."""
+    """The network: `(n, 3, y, x)` of :func:`describe_views` to `(n, 5, y, x)` scores; sides are multiples of 8."""
 
     def __init__(self) -> None:
         super().__init__()
-        inputs = (1, *CHANNELS[:-1])
+        inputs = (_INPUTS, *CHANNELS[:-1])
         self.down = nn.ModuleList(_make_block(a, b) for a, b in zip(inputs, CHANNELS, strict=True))
         pairs = list(pairwise(CHANNELS))
         self.up = nn.ModuleList(_make_block(fine + coarse, fine) for fine, coarse in pairs)
@@ -105,16 +107,40 @@ def count_block(pixel_size_angstrom: float) -> int:
     return max(1, round(PIXEL_ANGSTROM / pixel_size_angstrom))
 
 
-def prepare_view(image: Image, pixel_size_angstrom: float) -> Tensor:
-    """Average a view in blocks and bring it to mean 0 and standard deviation 1, hot pixels cut: `(y, x)`."""
-    small = bin_images(torch.from_numpy(np.ascontiguousarray(image)), count_block(pixel_size_angstrom))
-    return normalise_view(small)
+def describe_views(small: Tensor) -> Tensor:
+    """Make what the network sees of views at its pixel size.
+
+    Parameters
+    ----------
+    small
+        `(n, y, x)` views; neither offset nor scale makes a difference.
+
+    Returns
+    -------
+    Tensor
+        `(n, 3, y, x)`: the view at mean 0 and standard deviation 1; the same within a window of 500 Å, which shows
+        beads and grain wherever they lie; and the logarithm of the standard deviation within 180 Å over that of
+        the view, which is low in the shadow of a bar and high on carbon. All are cut at eight.
+    """
+    values = small[:, None]
+    mean, deviation = values.mean((-2, -1), keepdim=True), values.std((-2, -1), keepdim=True)
+    whole = (values - mean) / deviation.clamp(min=1e-12)
+    around, spread = _measure_windows(whole, _WIDE_PX)
+    _, grain = _measure_windows(whole, _NARROW_PX)
+    parts = [whole, (whole - around) / spread.clamp(min=1e-3), grain.clamp(min=1e-3).log()]
+    return torch.cat(parts, dim=1).clamp(-_LIMIT, _LIMIT)
 
 
-def normalise_view(small: Tensor) -> Tensor:
-    """Bring `(..., y, x)` views to mean 0 and standard deviation 1, and cut at eight of them."""
-    mean, deviation = small.mean((-2, -1), keepdim=True), small.std((-2, -1), keepdim=True)
-    return ((small - mean) / deviation.clamp(min=1e-12)).clamp(-_LIMIT_SD, _LIMIT_SD)
+def _measure_windows(values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation in a square around every pixel."""
+
+    def average(field: Tensor) -> Tensor:
+        half = size // 2
+        rows = avg_pool2d(field, (size, 1), 1, (half, 0), count_include_pad=False)
+        return avg_pool2d(rows, (1, size), 1, (0, half), count_include_pad=False)
+
+    mean = average(values)
+    return mean, (average(values.square()) - mean.square()).clamp(min=0).sqrt()
 
 
 def segment_view(network: MaskNet, image: Image, pixel_size_angstrom: float) -> Image:
@@ -135,13 +161,13 @@ def segment_view(network: MaskNet, image: Image, pixel_size_angstrom: float) -> 
         `(kinds, y, x)` probability of each of `KINDS`, at the size of the view.
     """
     device = next(network.parameters()).device
-    small = prepare_view(image, pixel_size_angstrom).to(device)
+    factor = count_block(pixel_size_angstrom)
+    small = bin_images(torch.from_numpy(np.ascontiguousarray(image)), factor).to(device)
     step = 2 ** (len(CHANNELS) - 1)
     rest = [-size % step for size in small.shape]
     with torch.inference_mode():
-        framed = pad(small[None, None], (0, rest[1], 0, rest[0]), mode="replicate")
+        framed = pad(describe_views(small[None]), (0, rest[1], 0, rest[0]), mode="replicate")
         chances = network(framed).softmax(dim=1)[:, 1:, : small.shape[0], : small.shape[1]]
-        factor = count_block(pixel_size_angstrom)
         covered = [size * factor for size in small.shape]
         large = interpolate(chances, size=covered, mode="bilinear", align_corners=False)
         left = [size - part for size, part in zip(image.shape, covered, strict=True)]

@@ -38,12 +38,12 @@ class SceneRanges:
         Counted a pixel of 20 Å, the camera's efficiency included.
     """
 
-    gold_diameter_angstrom: tuple[float, float] = (50.0, 220.0)
+    gold_diameter_angstrom: tuple[float, float] = (60.0, 220.0)
     gold_free_path_angstrom: tuple[float, float] = (80.0, 300.0)
     contamination_angstrom: tuple[float, float] = (150.0, 1200.0)
     carbon_transmission: tuple[float, float] = (0.55, 0.92)
     defocus_angstrom: tuple[float, float] = (5000.0, 70000.0)
-    electrons: tuple[float, float] = (40.0, 1500.0)
+    electrons: tuple[float, float] = (60.0, 1500.0)
 
 
 class _Canvas:
@@ -125,6 +125,10 @@ def _add_background(canvas: _Canvas) -> None:
     # A cell is grainier than ice, and the thicker the more.
     grain = rng.uniform(0.0, 0.06) + rng.uniform(0.0, 0.5) * (rng.uniform() < 0.5) * np.clip(depth, 0, 0.6)
     canvas.phase += grain * rng.standard_normal(canvas.phase.shape)
+    # Crowded cytoplasm is coarser than carbon, whose grain is white.
+    cytoplasm = gaussian_filter(rng.standard_normal(canvas.phase.shape), rng.uniform(0.8, 3.0))
+    strength = rng.uniform(0.0, 0.3) * (rng.uniform() < 0.5)
+    canvas.phase += strength * np.clip(depth / 0.3, 0, 1) * cytoplasm / cytoplasm.std()
     canvas.crowded = depth > np.median(depth)
 
 
@@ -133,7 +137,7 @@ def _add_molecules(canvas: _Canvas) -> None:
     rng = canvas.rng
     for _ in range(rng.integers(0, 3)):
         radius = rng.uniform(25, 140)
-        count = rng.poisson(rng.uniform(0, 1.0) * (canvas.reach / radius) ** 2 / 4)
+        count = rng.poisson(rng.uniform(0, 2.0) * (canvas.reach / radius) ** 2 / 4)
         strength, in_cell = rng.uniform(0.05, 0.5), rng.uniform() < 0.5
         for x, y in rng.uniform(-1, 1, (min(count, 400), 2)) * canvas.reach:
             row, column = (int((value + canvas.reach) / PIXEL_ANGSTROM) for value in (y, x))
@@ -224,9 +228,10 @@ def _add_gold(canvas: _Canvas, ranges: SceneRanges) -> None:
             offset = (np.array([shift_x, shift_y]) - 1) * PIXEL_ANGSTROM / 3
             square = (canvas.x + offset[0] - x) ** 2 + (canvas.y + offset[1] - y) ** 2
             length += 2 * np.sqrt(np.clip(size**2 - square, 0, None)) / 9
+    # What lies under a lump that nothing passes cannot be seen.
+    canvas.labels[(length > 0.6 * radius) & (canvas.transmission > 0.2)] = GOLD
     canvas.transmission *= np.exp(-length / path)
     canvas.phase += 0.004 * length
-    canvas.labels[length > 0.6 * radius] = GOLD
 
 
 def _add_bar(canvas: _Canvas, ranges: SceneRanges) -> None:

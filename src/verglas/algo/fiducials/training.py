@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from verglas.algo.fiducials.network import KINDS, MaskNet, normalise_view
+from verglas.algo.fiducials.network import KINDS, MaskNet, describe_views
 from verglas.algo.fiducials.scenes import SceneRanges, draw_scene
 from verglas.errors import UserError
 
@@ -22,7 +22,7 @@ CROP_PX = 128
 """Side of the scenes that are drawn, and of the parts of them that are learned from."""
 
 _BATCH = 8
-_WEIGHTS = (0.5, 3.0, 1.0, 1.0, 1.0)
+_WEIGHTS = (1.0, 3.0, 1.0, 1.0, 1.0)
 """What each class counts in the loss: gold fills few pixels."""
 
 _HELD_OUT = 1 << 20
@@ -121,7 +121,7 @@ def judge_network(network: MaskNet, examples: Sequence[Example]) -> Scores:
     with torch.inference_mode():
         for image, labels in examples:
             y, x = (size // 8 * 8 for size in image.shape)
-            view = normalise_view(torch.from_numpy(image[:y, :x]))[None, None].to(device)
+            view = describe_views(torch.from_numpy(image[None, :y, :x])).to(device)
             found = network(view)[0].argmax(dim=0).cpu().numpy()
             for kind in range(len(KINDS)):
                 said, true = found == kind + 1, labels[:y, :x] == kind + 1
@@ -147,7 +147,7 @@ def _draw_batch(
         image, labels = pool[int(rng.integers(len(pool)))]
         parts.append(_draw_part(image, labels, rng))
     views = torch.from_numpy(np.stack([view for view, _ in parts]))
-    return normalise_view(views)[:, None], torch.from_numpy(np.stack([truth for _, truth in parts]))
+    return describe_views(views), torch.from_numpy(np.stack([truth for _, truth in parts]))
 
 
 def _draw_part(image: Image, labels: IntArray, rng: np.random.Generator) -> Example:
@@ -161,10 +161,12 @@ def _draw_part(image: Image, labels: IntArray, rng: np.random.Generator) -> Exam
     if rng.uniform() < 0.5:
         view, truth = view[:, ::-1], truth[:, ::-1]
     steps = np.linspace(-0.5, 0.5, CROP_PX)
-    slope = rng.normal(0, 0.3, 2)
+    slope = rng.normal(0, 0.1, 2)
     uneven = 1 + slope[0] * steps[:, None] + slope[1] * steps
-    bright = (view - view.min()) * np.clip(uneven, 0.3, None)
-    noise = rng.uniform(0, 0.3) * rng.uniform() * view.std()
+    # Images whose mean was taken off have no zero of their own.
+    zero = min(0.0, float(view.min()))
+    bright = zero + (view - zero) * uneven
+    noise = rng.uniform(0, 0.2) * rng.uniform() * view.std()
     bright = bright + noise * rng.standard_normal(view.shape)
     return np.ascontiguousarray(bright, np.float32), np.ascontiguousarray(truth)
 
@@ -177,4 +179,4 @@ def _measure_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     both, size = (chances * truth).sum((0, 2, 3)), (chances + truth).sum((0, 2, 3))
     present = truth.sum((0, 2, 3)) > 0
     lack = 1 - (2 * both + 1) / (size + 1)
-    return entropy + (lack * present).sum() / present.sum().clamp(min=1)
+    return entropy + 0.5 * (lack * present).sum() / present.sum().clamp(min=1)
