@@ -69,6 +69,12 @@ STEPS = (
         "Stack tilt series from SerialEM's mdocs and images.",
     ),
     StepCommand(
+        "align-tilts",
+        "verglas.steps.align_tilts.ALIGN_TILTS_STEP",
+        TILT_SERIES,
+        "Align tilt series by their gold beads.",
+    ),
+    StepCommand(
         "fiducials",
         "verglas.steps.fiducials.FIDUCIALS_STEP",
         TILT_SERIES,

@@ -101,6 +101,32 @@ def draw_residual_field(
         save_figure(figure, path)
 
 
+def draw_places(points_angstrom: FloatArray, path: Path) -> None:
+    """Draw points in space from above and from both sides, on one scale.
+
+    Parameters
+    ----------
+    points_angstrom
+        `(k, 3)` xyz.
+    path
+        The PNG to write.
+    """
+    points = points_angstrom[np.isfinite(points_angstrom).all(axis=1)] / 10
+    reach = 1.1 * max(1.0, float(np.abs(points).max(initial=0.0)))
+    with house_style():
+        figure = make_figure(11.6, 4.2)
+        for i, (across, up) in enumerate(((0, 1), (0, 2), (1, 2))):
+            axes = figure.add_subplot(1, 3, i + 1)
+            axes.plot(points[:, across], points[:, up], "o", color=COLOURS[0], markersize=4)
+            axes.axhline(0, color=MUTED, linewidth=0.6)
+            axes.set_xlim(-reach, reach)
+            axes.set_ylim(-reach, reach)
+            axes.set_aspect("equal")
+            axes.set_xlabel(f"{'xyz'[across]}, nm")
+            axes.set_ylabel(f"{'xyz'[up]}, nm")
+        save_figure(figure, path)
+
+
 def draw_beads(
     views: Sequence[FloatArray],
     labels: Sequence[str],
@@ -135,10 +161,10 @@ def draw_beads(
             low, high = contrast_limits(smooth)
             axes.imshow(smooth, vmin=low, vmax=high)
             size = (figure.get_figwidth() * 72 / len(views) / width * 2.2 * diameter_px) ** 2
-            for places, colour, style in zip(groups, COLOURS[1::-1], ("-", ":"), strict=True):
+            for places, colour, style in zip(groups, (COLOURS[1], COLOURS[2]), ("-", ":"), strict=True):
                 x, y = places[:, 0] + width // 2, places[:, 1] + height // 2
                 axes.scatter(
-                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=0.9, linestyles=style
+                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=1.1, linestyles=style
                 )
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(-0.5, height - 0.5)

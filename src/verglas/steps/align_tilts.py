@@ -1,8 +1,7 @@
 """`align-tilts`: tilt series aligned by their gold beads."""
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +9,22 @@ from pydantic import Field
 
 from verglas.errors import UserError
 from verglas.model import TiltSeries
+from verglas.steps.alignment_results import (
+    CAPTIONS,
+    BinnedViews,
+    apply_alignment,
+    draw_alignment,
+    write_alignment,
+    write_stack,
+)
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, summarise_series
-from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Summary, Value
+from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
     from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
 
 FloatArray = npt.NDArray[np.float64]
+Image = npt.NDArray[np.float32]
 
 LARGEST_SIDE = 2048
 """Views are averaged in blocks to at most this many pixels a side before beads are looked for."""
@@ -24,13 +32,23 @@ LARGEST_SIDE = 2048
 POOR_PX = 1.5
 """A held-out residual above this, in pixels of the averaged views, is told as a warning."""
 
+POORLY_EXPLAINED = 0.4
+"""So is a track for less than this share of the beads found."""
+
+FEW_BEADS = 5
+
+_RIGID = ("axis", "tilt", "x_tilt")
 _AXIS_TOLERANCE_DEG = 10.0
+_BAD_VIEW = 3.0
 
 
 class AlignTiltsParams(Params):
     """Align tilt series by their gold beads, from raw views and stage angles."""
 
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the series")]
+    method: Annotated[
+        Literal["auto", "beads"], Field(description="what to align by; `auto` takes what the images offer")
+    ] = "auto"
     axis_angle: Annotated[
         float | None,
         Field(
@@ -42,12 +60,17 @@ class AlignTiltsParams(Params):
     search_axis: Annotated[
         bool,
         Field(
-            description="find the tilt axis from the beads; the rough angle only tells it from its opposite"
+            description="search the tilt axis over all directions; the rough angle only tells it from its opposite"
         ),
     ] = False
     bead_diameter: Annotated[
         float | None, Field(gt=0, description="of the gold beads, in Å; estimated when not given")
     ] = None
+    rigid: Annotated[
+        bool,
+        Field(description="fit no magnification, stretch and skew of the views, which RELION does not read"),
+    ] = False
+    stack: Annotated[bool, Field(description="write the aligned stacks too")] = False
 
 
 def list_items(params: AlignTiltsParams) -> list[Item]:
@@ -63,35 +86,42 @@ def list_items(params: AlignTiltsParams) -> list[Item]:
 def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResult:
     """Align one series; write its tables, IMOD's files and the beads, and draw the residuals."""
     from verglas.algo.tilt_alignment.bead_alignment import align_by_beads
-    from verglas.io.imod import tilt_series_to_imod, write_imod_folder
+    from verglas.algo.tilt_alignment.bundle import VARIABLES
     from verglas.io.relion_tilt_series import write_one_tilt_series
 
     series: TiltSeries = item.record
-    factor = -(-max(series.image_shape) // LARGEST_SIDE)
-    views, faults = _read_views(series, factor)
-    good = np.flatnonzero(series.selected & ~np.array([bool(fault) for fault in faults]))
-    pixel = series.pixel_size_angstrom * factor
+    views = _read_views(series)
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
-    beads = _find_beads([views[row] for row in good], params.bead_diameter and params.bead_diameter / pixel)
-    alignment = align_by_beads(
-        [views[row] for row in good],
-        series.nominal_tilt_deg[good],
-        [found.positions_px for found in beads],
-        beads[0].diameter_px,
-        None if params.search_axis else rough,
+    tilts = series.nominal_tilt_deg[views.good]
+    images = [views.images[row] for row in views.good]
+    detections, diameter = _find_beads(
+        images, tilts, series.pixel_size_angstrom * views.factor, params.bead_diameter
     )
-    aligned = _apply(series, alignment, good, factor, rough)
+    alignment = align_by_beads(
+        images,
+        tilts,
+        detections,
+        diameter,
+        rough,
+        _RIGID if params.rigid else VARIABLES,
+        search=params.search_axis,
+    )
+    aligned = apply_alignment(series, alignment, views)
     star = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / star, aligned)
-    imod = context.folder / "imod" / item.name
-    write_imod_folder(imod, item.name, tilt_series_to_imod(aligned))
-    beads = f"beads/{item.name}.star"
-    _write_beads(context.folder / beads, alignment, good, aligned, factor)
-    figures = _draw(item.name, alignment, good, views, aligned, context.folder, factor)
-    files = sorted(str(path.relative_to(context.folder)) for path in imod.iterdir() if path.is_file())
-    values = {**describe_series(aligned), **_describe(alignment, factor)}
-    warnings = _warn(alignment, faults, aligned, None if params.search_axis else rough)
-    return ItemResult((star, beads, *files, *figures), values, warnings)
+    diameter_angstrom = diameter * views.factor * series.pixel_size_angstrom
+    files = write_alignment(aligned, alignment, views, diameter_angstrom, context.folder)
+    if params.stack:
+        files += (write_stack(aligned, context.folder),)
+    figures = draw_alignment(aligned, alignment, views, diameter, context.folder)
+    found = [len(places) for places in detections]
+    values = {
+        **describe_series(aligned),
+        **_describe(alignment, views.factor, series.pixel_size_angstrom, found),
+    }
+    values["diameter_angstrom"] = diameter_angstrom
+    warnings = _warn(series, alignment, views, rough)
+    return ItemResult((star, *files, *figures), values, warnings)
 
 
 def summarise(results: dict[str, ItemResult], params: AlignTiltsParams, folder: Path) -> Summary:
@@ -100,29 +130,28 @@ def summarise(results: dict[str, ItemResult], params: AlignTiltsParams, folder: 
         name: Value(_tell([result.values[key] for result in results.values()]), unit, meaning)
         for name, key, unit, meaning in _MORE
     }
-    return summarise_series(results, folder, _CAPTIONS, more)
+    return summarise_series(results, folder, CAPTIONS, more)
 
 
 def estimate(items: list[Item], params: AlignTiltsParams) -> Estimate:
     """From the size of the views, by times measured on one core."""
-    most, seconds = 0, 0.0
+    memory, disk, seconds = 0, 0, 0.0
     for item in items:
         series: TiltSeries = item.record
-        y, x = series.image_shape
-        factor = -(-max(y, x) // LARGEST_SIDE)
-        most = max(most, 4 * (y * x * 2 + len(series) * y * x // factor**2))
-        seconds += 8 + len(series) * y * x * 1e-7
-    return Estimate(PROCESS_BYTES + most, len(items) << 20, seconds)
+        pixels = int(np.prod(series.image_shape))
+        factor = -(-max(series.image_shape) // LARGEST_SIDE)
+        small = pixels // factor**2
+        memory = max(memory, 12 * pixels + (4 * len(series) + 60) * small)
+        disk += (1 << 20) + (4 * len(series) * pixels if params.stack else 0)
+        seconds += (
+            12 + len(series) * (2e-8 * pixels + 3e-7 * small) + (2e-7 * len(series) * pixels * params.stack)
+        )
+    return Estimate(PROCESS_BYTES + memory, disk, seconds)
 
-
-_CAPTIONS = {
-    "beads": "beads that were measured (rings) and those that were expected but not measured (dotted)",
-    "residuals": "residual of every bead over the tilt; a jump is a view that moved or was not followed",
-    "field": "mean residual of each bead, 40 times as long; arrows that neighbours share are the specimen's motion",
-}
 
 _MORE = (
     ("beads", "beads", "", "that were tracked, a series"),
+    ("bead diameter", "diameter_angstrom", "Å", "given or estimated"),
     ("residual x", "rms_x_px", "px", "RMS of all measured beads in x"),
     ("residual y", "rms_y_px", "px", "RMS of all measured beads in y"),
     (
@@ -137,6 +166,12 @@ _MORE = (
         "px",
         "RMS in y of beads that the fit of the views had not seen",
     ),
+    (
+        "thickness",
+        "thickness_angstrom",
+        "Å",
+        "between the faces on which the beads lie, or the outermost beads",
+    ),
 )
 
 
@@ -149,57 +184,117 @@ def _tell(values: list[float | None]) -> float | str:
     return low if low == high else f"{low:g} to {high:g}"
 
 
-def _read_views(series: TiltSeries, factor: int) -> tuple[list[npt.NDArray[np.float32]], tuple[str, ...]]:
-    """All views, averaged in blocks, and what is wrong with each."""
+def _read_views(series: TiltSeries) -> BinnedViews:
+    """Read all views one by one, average them in blocks, and find the bad ones."""
+    import torch
+
     from verglas.algo.tilt_alignment.views import find_bad_views
     from verglas.io.mrc import check_finite, read_image
+    from verglas.ops.binning import bin_images
 
-    views = []
+    factor = -(-max(series.image_shape) // LARGEST_SIDE)
+    images = []
     for row, image in enumerate(series.images):
         view = check_finite(read_image(image), f"view {row + 1} in {str(image.path)!r}")
         if view.shape != series.image_shape:
             raise UserError(
-                f"view {row + 1} of {series.name!r} has shape {view.shape}; expected {series.image_shape}"
+                f"view {row + 1} of {series.name!r} has (y, x) = {view.shape}; expected {series.image_shape}, as its "
+                "record says"
             )
-        views.append(bin_images(torch.from_numpy(view), factor).numpy())
-    means = [float(view.mean()) for view in views]
-    deviations = [float(view.std()) for view in views]
-    return views, find_bad_views(means, deviations, series.nominal_tilt_deg).faults
+        images.append(bin_images(torch.from_numpy(np.asarray(view, np.float32)), factor).numpy())
+    means = [float(image.mean(dtype=float)) for image in images]
+    deviations = [float(image.std(dtype=float)) for image in images]
+    faults = find_bad_views(means, deviations, series.nominal_tilt_deg).faults
+    bad = np.array([bool(fault) for fault in faults])
+    return BinnedViews(images, factor, faults, np.flatnonzero(series.selected & ~bad))
 
 
-def _apply(
-    series: TiltSeries, alignment: "BeadAlignment", good: npt.NDArray[np.intp], factor: int, rough_deg: float
-) -> TiltSeries:
-    """The aligned series. Views left out get what lies between their neighbours."""
-    geometry = alignment.fit.geometry
-    order = np.argsort(series.nominal_tilt_deg[good], kind="stable")
-    at = series.nominal_tilt_deg[good][order]
+def _find_beads(
+    images: list[Image], tilt_deg: FloatArray, pixel_size_angstrom: float, diameter_angstrom: float | None
+) -> tuple[list[FloatArray], float]:
+    """Places of the beads of each view, and their diameter in pixels, from three of the five lowest tilts."""
+    from verglas.algo.fiducials.find import estimate_diameter, find_beads
 
-    def fill(values: FloatArray) -> FloatArray:
-        whole = np.interp(series.nominal_tilt_deg, at, values[order])
-        whole[good] = values
-        return whole
-
-    # Of the two opposite directions of one axis, the one nearer to what was known.
-    turn = 180.0 * round((rough_deg - float(geometry.axis_deg.mean())) / 180.0)
-    sign = -1.0 if turn % 360 else 1.0
-    shifts = geometry.shift_px * factor + _centre_step(series.image_shape, factor)
-    # TODO-free by construction: an axis turned by 180 degrees keeps the stage's angles, and mirrors z.
-    offsets = fill(geometry.tilt_deg - series.nominal_tilt_deg[good]) * (sign * 0 + 1)
-    selected = np.zeros(len(series), bool)
-    selected[good] = True
-    return replace(
-        series,
-        x_tilt_deg=np.zeros(len(series)),
-        y_tilt_deg=series.nominal_tilt_deg + offsets,
-        z_rot_deg=fill(geometry.axis_deg) + turn,
-        x_shift_angstrom=fill(shifts[:, 0]) * series.pixel_size_angstrom,
-        y_shift_angstrom=fill(shifts[:, 1]) * series.pixel_size_angstrom,
-        magnification=fill(geometry.scale)[:, None, None] * np.eye(2),
-        selected=selected,
-    )
+    if not images:
+        raise UserError("no view of the series is selected and without fault; expected at least five")
+    if diameter_angstrom is None:
+        lowest = np.argsort(np.abs(tilt_deg), kind="stable")[:5:2]
+        diameter = estimate_diameter([images[row] for row in lowest])
+    else:
+        diameter = diameter_angstrom / pixel_size_angstrom
+    return [find_beads(image, diameter).positions_px for image in images], diameter
 
 
-def _centre_step(image_shape: tuple[int, int], factor: int) -> FloatArray:
-    """Pixels xy from the centre of the image to that of its block averages."""
-    return np.array([factor * (n // factor // 2) + (factor - 1) / 2 - n // 2 for n in image_shape[::-1]])
+def _describe(
+    alignment: "BeadAlignment", factor: int, pixel_size_angstrom: float, found: list[int]
+) -> dict[str, Any]:
+    """Figures of one series, in pixels of its images."""
+    held_out, rms, slab = alignment.trials[0].held_out_px, alignment.rms_px, alignment.slab
+    freedom = alignment.trials[0].freedom
+    return {
+        "beads": len(alignment.points_px),
+        "beads_found_per_view": float(np.median(found)),
+        "measurements": int(np.isfinite(alignment.residuals_px[..., 0]).sum()),
+        "explained": float(np.nanmean(alignment.explained)),
+        "rms_x_px": rms[0] * factor,
+        "rms_y_px": rms[1] * factor,
+        "held_out_x_px": held_out[0] * factor if np.isfinite(held_out[0]) else None,
+        "held_out_y_px": held_out[1] * factor if np.isfinite(held_out[1]) else None,
+        "freedom": {name: getattr(freedom, name) for name in vars(freedom)},
+        "thickness_angstrom": slab.thickness_px * factor * pixel_size_angstrom if slab else None,
+        "axis_searched": alignment.searched,
+    }
+
+
+def _warn(
+    series: TiltSeries, alignment: "BeadAlignment", views: BinnedViews, rough_deg: float
+) -> tuple[str, ...]:
+    """Say all that the user should look at."""
+    tilts, warnings = series.nominal_tilt_deg, []
+    for fault in ("dark", "blank"):
+        rows = [row for row, found in enumerate(views.faults) if found == fault]
+        if rows:
+            warnings.append(f"{_list_tilts(tilts[rows])}: {fault}, left out")
+    if alignment.lost.any():
+        warnings.append(f"{_list_tilts(tilts[views.good][alignment.lost])}: fewer than three beads, left out")
+    if len(alignment.points_px) < FEW_BEADS:
+        warnings.append(
+            f"only {len(alignment.points_px)} beads were tracked; look whether the alignment is right"
+        )
+    held_out = float(np.hypot(*alignment.trials[0].held_out_px))
+    if not np.isfinite(held_out):
+        warnings.append("too few beads to hold any out, so nothing tells how good the alignment is")
+    elif held_out > POOR_PX:
+        warnings.append(
+            f"POOR: held-out beads lie {held_out * views.factor:.1f} pixels from where they are expected"
+        )
+    if (share := float(np.nanmean(alignment.explained))) < POORLY_EXPLAINED:
+        warnings.append(f"POOR: only {share:.0%} of what looks like beads lies on a track")
+    axis = float(np.median(alignment.geometry.axis_deg))
+    apart = abs((axis - rough_deg + 90) % 180 - 90)
+    if apart > _AXIS_TOLERANCE_DEG:
+        warnings.append(
+            f"the tilt axis was found at {axis:.1f} degrees and not near {rough_deg:.1f}; beads do not tell it from "
+            "its opposite, so z may be mirrored: give `axis_angle` when it is known"
+        )
+    squares = np.where(np.isfinite(alignment.residuals_px), alignment.residuals_px**2, 0.0).sum(axis=(0, 2))
+    rms = np.sqrt(squares / np.maximum(np.isfinite(alignment.residuals_px[..., 0]).sum(axis=0), 1))
+    worst = ~alignment.lost & (rms > _BAD_VIEW * np.median(rms[~alignment.lost]))
+    if worst.any():
+        warnings.append(f"{_list_tilts(tilts[views.good][worst])}: fit much worse than the others")
+    return tuple(warnings)
+
+
+def _list_tilts(tilts: FloatArray) -> str:
+    """Name views by their tilts."""
+    return f"{'view' if len(tilts) == 1 else 'views'} at {', '.join(f'{tilt:+.1f}°' for tilt in tilts)}"
+
+
+ALIGN_TILTS_STEP = Step(
+    name="align-tilts",
+    params=AlignTiltsParams,
+    list_items=list_items,
+    run_item=run_item,
+    summarise=summarise,
+    estimate=estimate,
+)

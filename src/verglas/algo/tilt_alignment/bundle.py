@@ -1,12 +1,7 @@
 """Bundle adjustment: the geometry of all views and the places of all beads from the tracks of the beads.
 
-A bead at p (xyz, pixels, from the specimen's centre) appears in a view, in pixels xy from the centre of the
-image, at
-
-    shift + scale · Rz(axis) · (Ry(tilt) · p)[xy]
-
-which is the model of `TiltSeries`. A tilt about x that all views share only turns the specimen, so it is no
-unknown here; so is a common offset of all tilts, which a weak pull towards the nominal angles holds.
+A tilt about x that all views share only turns the specimen; so does a common offset of all tilts, and a common
+scale only makes the specimen larger. A weak pull towards the nominal geometry holds these.
 """
 
 from dataclasses import dataclass, replace
@@ -14,6 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from verglas.algo.tilt_alignment.geometry import (
+    ViewGeometry,
+    find_known,
+    project_points,
+    triangulate_points,
+    turn_rows,
+    view_matrices,
+)
 from verglas.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
@@ -21,41 +24,17 @@ FloatArray = npt.NDArray[np.float64]
 FEWEST_VIEWS = 3
 """A bead seen in fewer views has no place in space."""
 
+VARIABLES = ("axis", "tilt", "x_tilt", "scale", "stretch", "skew")
+"""Of a view, beside its shift."""
+
 # How far angles and scales may stray before the pull to the nominal counts as much as one measurement.
-_PULL = {"axis": np.deg2rad(5.0), "tilt": np.deg2rad(2.0), "scale": 0.02}
+_PULL = {"axis": np.deg2rad(5.0), "tilt": np.deg2rad(2.0), "x_tilt": np.deg2rad(2.0)}
+_PULL |= {"scale": 0.02, "stretch": 0.01, "skew": 0.01}
+_ANGLES = ("axis", "tilt", "x_tilt")
 _MOST_ROUNDS = 60
+_LEAST_PROGRESS = 1e-5
 _TUNING = 6.0  # gentle: beads that move with the specimen are no outliers
 _OUTLIER = 5.0
-
-
-@dataclass(frozen=True, eq=False)
-class ViewGeometry:
-    """Geometry of n views in pixels.
-
-    Parameters
-    ----------
-    tilt_deg, axis_deg
-        `(n,)` tilt and angle of the tilt axis in the image.
-    shift_px
-        `(n, 2)` xy of the specimen's centre from the image's centre.
-    scale
-        `(n,)` magnification.
-    """
-
-    tilt_deg: FloatArray
-    axis_deg: FloatArray
-    shift_px: FloatArray
-    scale: FloatArray
-
-    def __len__(self) -> int:
-        return len(self.tilt_deg)
-
-    def take(self, rows: npt.ArrayLike) -> "ViewGeometry":
-        """Return these views only."""
-        index = np.asarray(rows)
-        return ViewGeometry(
-            self.tilt_deg[index], self.axis_deg[index], self.shift_px[index], self.scale[index]
-        )
 
 
 @dataclass(frozen=True)
@@ -63,17 +42,20 @@ class Freedom:
     """Which variables are fitted beside the shifts, as the number of nodes of a line over the views.
 
     0 keeps a variable at its start, 1 fits one value for all views, more fit a line through so many nodes, and
-    -1 fits every view alone. The scale never has a common value, because the beads' places take it up.
+    -1 fits every view alone. A common value is told from the beads for the axis alone.
     """
 
     axis: int = 1
     tilt: int = 0
+    x_tilt: int = 0
     scale: int = 0
+    stretch: int = 0
+    skew: int = 0
 
     def count(self, views: int) -> int:
         """Return how many unknowns these are."""
-        axis, tilt, scale = (views if n < 0 else n for n in (self.axis, self.tilt, self.scale))
-        return axis + tilt + scale
+        nodes = [getattr(self, name) for name in VARIABLES]
+        return sum(views if n < 0 else n for n in nodes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,59 +89,37 @@ class BundleFit:
         return float(x), float(y)
 
 
-def view_matrices(geometry: ViewGeometry) -> FloatArray:
-    """`(n, 2, 3)` matrices from specimen to image, without the shifts."""
-    axis, tilt = np.deg2rad(geometry.axis_deg), np.deg2rad(geometry.tilt_deg)
-    zero = np.zeros_like(tilt)
-    rows = np.stack(
-        [
-            np.stack([np.cos(axis) * np.cos(tilt), -np.sin(axis), np.cos(axis) * np.sin(tilt)], axis=-1),
-            np.stack(
-                [np.sin(axis) * np.cos(tilt), np.cos(axis) + zero, np.sin(axis) * np.sin(tilt)], axis=-1
-            ),
-        ],
-        axis=-2,
-    )
-    return np.asarray(rows * geometry.scale[:, None, None])
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What does not change during a fit."""
+
+    tracks: FloatArray
+    seen: npt.NDArray[np.bool_]
+    start: ViewGeometry
+    columns: list[int]
+    basis: FloatArray
+
+    def measure(self, geometry: ViewGeometry, points: FloatArray) -> FloatArray:
+        """Residuals `(beads, n, 2)`, 0 where nothing was measured."""
+        return np.where(self.seen[..., None], self.tracks - project_points(geometry, points), 0.0)
 
 
-def project_points(geometry: ViewGeometry, points_px: FloatArray) -> FloatArray:
-    """`(beads, n, 2)` places of points `(beads, 3)` in all views."""
-    return np.asarray(np.einsum("vij,bj->bvi", view_matrices(geometry), points_px) + geometry.shift_px)
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What a fit moves."""
 
-
-def triangulate_points(
-    geometry: ViewGeometry, tracks_px: FloatArray, weights: FloatArray | None = None
-) -> FloatArray:
-    """Places of beads whose tracks are known, in views that are known, by least squares.
-
-    Parameters
-    ----------
-    geometry
-        Of n views.
-    tracks_px
-        `(beads, n, 2)`; NaN where a bead was not measured.
-    weights
-        `(beads, n)`; none is 1 where measured.
-
-    Returns
-    -------
-    ndarray
-        `(beads, 3)`; NaN for beads with fewer than two measurements.
-    """
-    seen = np.isfinite(tracks_px).all(axis=-1)
-    weight = seen.astype(float) if weights is None else weights * seen
-    matrices = view_matrices(geometry)
-    offsets = np.where(seen[..., None], tracks_px - geometry.shift_px, 0.0)
-    normal = np.einsum("bv,vij,vik->bjk", weight, matrices, matrices) + 1e-9 * np.eye(3)
-    right = np.einsum("bv,vij,bvi->bj", weight, matrices, offsets)
-    points = np.linalg.solve(normal, right[..., None])[..., 0]
-    points[(weight > 0).sum(axis=1) < 2] = np.nan
-    return np.asarray(points)
+    geometry: ViewGeometry
+    points: FloatArray
+    residuals: FloatArray
 
 
 def fit_bundle(
-    tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom, *, rounds: int = _MOST_ROUNDS
+    tracks_px: FloatArray,
+    start: ViewGeometry,
+    freedom: Freedom,
+    *,
+    begin: ViewGeometry | None = None,
+    rounds: int = _MOST_ROUNDS,
 ) -> BundleFit:
     """Fit views and beads by Levenberg and Marquardt with Cauchy's loss, the beads eliminated by Schur.
 
@@ -174,6 +134,8 @@ def fit_bundle(
         Nominal geometry with rough shifts.
     freedom
         What is fitted beside the shifts.
+    begin
+        Where the fit begins, when something better than the start is known. The pull is to the start.
     rounds
         At most so many steps.
 
@@ -182,65 +144,62 @@ def fit_bundle(
     UserError
         When no bead is seen in three views.
     """
-    seen = np.isfinite(tracks_px).all(axis=-1)
+    seen = find_known(tracks_px)
     known = seen.sum(axis=1) >= FEWEST_VIEWS
     if not known.any():
         raise UserError(f"no bead was measured in {FEWEST_VIEWS} views or more; expected at least one")
     seen = seen & known[:, None]
     tracks = np.where(seen[..., None], tracks_px, 0.0)
-    basis = _make_basis(start, freedom)
-    geometry = start
-    points = np.nan_to_num(triangulate_points(start, np.where(seen[..., None], tracks, np.nan)))
+    problem = _Problem(tracks, seen, start, *_make_basis(start, freedom))
+    first = start if begin is None else begin
+    points = np.nan_to_num(triangulate_points(first, np.where(seen[..., None], tracks, np.nan)))
+    state = _State(first, points, problem.measure(first, points))
     damping = 1e-3
-    residuals = np.where(seen[..., None], tracks - project_points(geometry, points), 0.0)
     for _ in range(rounds):
-        sigma = _robust_sigma(residuals, seen)
-        weights = _cauchy_weights(residuals, seen, sigma)
-        loss = _cauchy_loss(residuals, seen, sigma)
-        moved = False
+        sigma = _robust_sigma(state.residuals, seen)
+        weights = _weigh(state.residuals, seen, sigma)
+        loss = _lose(state.residuals, seen, sigma)
         for _ in range(8):
-            new_geometry, new_points = _take_step(
-                geometry, points, start, residuals, weights, basis, damping, sigma
-            )
-            new_residuals = np.where(seen[..., None], tracks - project_points(new_geometry, new_points), 0.0)
-            new_loss = _cauchy_loss(new_residuals, seen, sigma)
-            if new_loss < loss:
-                moved = True
+            new = _take_step(problem, state, weights, damping, sigma)
+            if (new_loss := _lose(new.residuals, seen, sigma)) < loss:
                 break
             damping *= 10
-        if not moved:
+        else:
             break
-        geometry, points, residuals = new_geometry, new_points, new_residuals
-        damping = max(damping / 10, 1e-9)
-        if loss - new_loss < 1e-7 * loss:
+        state, damping = new, max(damping / 10, 1e-9)
+        if loss - new_loss < _LEAST_PROGRESS * loss:
             break
-    return _finish(tracks_px, geometry, points, known)
+    # The specimen's centre goes to the middle of the beads.
+    centre = state.points[known].mean(axis=0)
+    shift = state.geometry.shift_px + view_matrices(state.geometry) @ centre
+    return _judge(tracks_px, replace(state.geometry, shift_px=shift), state.points - centre, known)
 
 
 def locate_beads(tracks_px: FloatArray, geometry: ViewGeometry) -> BundleFit:
     """Place beads in views that are known, robustly; nothing of the views changes. For held-out beads."""
-    seen = np.isfinite(tracks_px).all(axis=-1)
+    seen = find_known(tracks_px)
     known = seen.sum(axis=1) >= FEWEST_VIEWS
-    weights = seen.astype(float)
-    points = triangulate_points(geometry, tracks_px, weights)
-    for _ in range(20):
+    points = triangulate_points(geometry, tracks_px, seen.astype(float))
+    for _ in range(6):
         residuals = np.where(seen[..., None], tracks_px - project_points(geometry, points), 0.0)
         residuals = np.nan_to_num(residuals)
-        weights = _cauchy_weights(residuals, seen, _robust_sigma(residuals, seen & known[:, None]))
+        weights = _weigh(residuals, seen, _robust_sigma(residuals, seen & known[:, None]))
         points = triangulate_points(geometry, tracks_px, weights)
     return _judge(tracks_px, geometry, points, known)
 
 
-def _make_basis(start: ViewGeometry, freedom: Freedom) -> FloatArray:
-    """`(5 n, unknowns)`: shift x, shift y, axis, tilt, scale of each view from the unknowns."""
+def _make_basis(start: ViewGeometry, freedom: Freedom) -> tuple[list[int], FloatArray]:
+    """Columns of the variables that are fitted, and `(n columns, unknowns)`: these of each view from the unknowns."""
     count = len(start)
-    blocks = [np.kron(np.eye(count), np.eye(5)[:, :2])]
-    for column, nodes in ((2, freedom.axis), (3, freedom.tilt), (4, freedom.scale)):
-        blocks.append(np.kron(_lines(start.tilt_deg, nodes), np.eye(5)[:, column : column + 1]))
-    return np.concatenate(blocks, axis=1)
+    lines = {2 + i: _draw_lines(start.tilt_deg, getattr(freedom, name)) for i, name in enumerate(VARIABLES)}
+    lines = {0: np.eye(count), 1: np.eye(count)} | {
+        column: line for column, line in lines.items() if line.size
+    }
+    blocks = [np.kron(line, np.eye(len(lines))[:, [i]]) for i, line in enumerate(lines.values())]
+    return list(lines), np.concatenate(blocks, axis=1)
 
 
-def _lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
+def _draw_lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
     """`(n, nodes)` hat functions over the rank of the tilt."""
     count = len(tilt_deg)
     if nodes == 0:
@@ -253,109 +212,117 @@ def _lines(tilt_deg: FloatArray, nodes: int) -> FloatArray:
     return np.asarray(np.clip(1 - np.abs(rank[:, None] - np.arange(nodes)), 0, None))
 
 
-def _take_step(
-    geometry: ViewGeometry,
-    points: FloatArray,
-    start: ViewGeometry,
-    residuals: FloatArray,
-    weights: FloatArray,
-    basis: FloatArray,
-    damping: float,
-    sigma: float,
-) -> tuple[ViewGeometry, FloatArray]:
-    """One damped step of Gauss and Newton."""
-    by_view, by_point = _differentiate(geometry, points)
-    count, beads = len(geometry), len(points)
-    pull, strain = _pull_back(geometry, start, sigma)
-    normal_v = np.einsum("bv,bvik,bvil->vkl", weights, by_view, by_view) + pull[:, :, None] * np.eye(5)
-    right_v = np.einsum("bv,bvik,bvi->vk", weights, by_view, residuals) + pull * strain
+def _take_step(problem: _Problem, state: _State, weights: FloatArray, damping: float, sigma: float) -> _State:
+    """One damped step of Gauss and Newton; the beads are eliminated first (Schur)."""
+    geometry, basis = state.geometry, problem.basis
+    by_view, by_point = _differentiate(geometry, state.points)
+    by_view = by_view[..., problem.columns]
+    count, beads, width = len(geometry), len(state.points), len(problem.columns)
+    pull, strain = (values[:, problem.columns] for values in _pull_back(geometry, problem.start, sigma))
+    normal_v = np.einsum("bv,bvik,bvil->vkl", weights, by_view, by_view) + pull[:, :, None] * np.eye(width)
+    right_v = np.einsum("bv,bvik,bvi->vk", weights, by_view, state.residuals) + pull * strain
     normal_p = np.einsum("bv,vik,vil->bkl", weights, by_point, by_point)
     normal_p = normal_p * (1 + damping * np.eye(3)) + 1e-6 * np.eye(3)
-    right_p = np.einsum("bv,vik,bvi->bk", weights, by_point, residuals)
-    cross = np.einsum("bv,bvik,vil->vkbl", weights, by_view, by_point).reshape(5 * count, beads, 3)
+    right_p = np.einsum("bv,vik,bvi->bk", weights, by_point, state.residuals)
+    cross = np.einsum("bv,bvik,vil->vkbl", weights, by_view, by_point).reshape(width * count, beads, 3)
     inverse_p = np.linalg.inv(normal_p)
     lifted = np.einsum("abl,blm->abm", cross, inverse_p)
-    views = np.zeros((count, 5, count, 5))
+    views = np.zeros((count, width, count, width))
     views[np.arange(count), :, np.arange(count), :] = normal_v
-    normal = views.reshape(5 * count, 5 * count)
-    reduced = normal - lifted.reshape(5 * count, -1) @ cross.reshape(5 * count, -1).T
+    normal = views.reshape(width * count, width * count)
+    reduced = normal - lifted.reshape(width * count, -1) @ cross.reshape(width * count, -1).T
     right = right_v.ravel() - np.einsum("abm,bm->a", lifted, right_p)
     system = basis.T @ reduced @ basis
     system[np.diag_indices_from(system)] += damping * np.diag(basis.T @ normal @ basis) + 1e-12
     change = basis @ np.linalg.solve(system, basis.T @ right)
-    step_p = np.einsum("blm,bm->bl", inverse_p, right_p - np.einsum("abl,a->bl", cross, change))
-    d = change.reshape(count, 5)
+    points = state.points + np.einsum(
+        "blm,bm->bl", inverse_p, right_p - np.einsum("abl,a->bl", cross, change)
+    )
+    d = np.zeros((count, 2 + len(VARIABLES)))
+    d[:, problem.columns] = change.reshape(count, width)
     moved = ViewGeometry(
         geometry.tilt_deg + np.rad2deg(d[:, 3]),
         geometry.axis_deg + np.rad2deg(d[:, 2]),
         geometry.shift_px + d[:, :2],
-        geometry.scale * np.exp(d[:, 4]),
+        geometry.x_tilt_deg + np.rad2deg(d[:, 4]),
+        geometry.scale * np.exp(d[:, 5]),
+        geometry.stretch + d[:, 6],
+        geometry.skew + d[:, 7],
     )
-    return moved, points + step_p
+    return _State(moved, points, problem.measure(moved, points))
 
 
 def _differentiate(geometry: ViewGeometry, points: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """`(beads, n, 2, 5)` derivatives by the view's variables, `(n, 2, 3)` by the bead's place."""
-    matrices = view_matrices(geometry)
-    quarter = replace(geometry, tilt_deg=geometry.tilt_deg + 90.0)
-    turned = view_matrices(quarter)
-    turned[:, :, 1] = 0.0  # y does not change with the tilt
+    """`(beads, n, 2, 8)` derivatives by the view's variables, `(n, 2, 3)` by the bead's place."""
+    tilt, x_tilt = np.deg2rad(geometry.tilt_deg), np.deg2rad(geometry.x_tilt_deg)
+    zero, sin, cos = np.zeros_like(tilt), np.sin(x_tilt), np.cos(x_tilt)
+    by_tilt = turn_rows(
+        geometry,
+        np.stack([-np.sin(tilt), np.cos(tilt) * sin, np.cos(tilt) * cos], axis=-1),
+        np.zeros((len(tilt), 3)),
+    )
+    by_x_tilt = turn_rows(
+        geometry,
+        np.stack([zero, np.sin(tilt) * cos, -np.sin(tilt) * sin], axis=-1),
+        np.stack([zero, -sin, -cos], axis=-1),
+    )
+    matrices, m = view_matrices(geometry), geometry.magnification
     place = np.einsum("vij,bj->bvi", matrices, points)
-    by_view = np.zeros((*place.shape, 5))
+    x, y = np.moveaxis(np.einsum("vij,bvj->bvi", np.linalg.inv(m), place), 2, 0)
+    by_view = np.zeros((*place.shape, 2 + len(VARIABLES)))
     by_view[..., 0, 0] = by_view[..., 1, 1] = 1.0
-    by_view[..., 0, 2], by_view[..., 1, 2] = -place[..., 1], place[..., 0]
-    by_view[..., 3] = np.einsum("vij,bj->bvi", turned, points)
-    by_view[..., 4] = place
+    by_view[..., 2] = np.einsum("vij,bvj->bvi", m, np.stack([-y, x], axis=-1))
+    by_view[..., 3] = np.einsum("vij,bj->bvi", m @ by_tilt, points)
+    by_view[..., 4] = np.einsum("vij,bj->bvi", m @ by_x_tilt, points)
+    by_view[..., 5] = place
+    scale = geometry.scale[:, None]
+    by_view[..., 6] = scale * np.stack([x, -y], axis=-1)
+    by_view[..., 7] = scale * np.stack([y, x], axis=-1)
     return by_view, matrices
 
 
 def _pull_back(geometry: ViewGeometry, start: ViewGeometry, sigma: float) -> tuple[FloatArray, FloatArray]:
-    """Weights and lengths `(n, 5)` of the springs to the start."""
-    weights = np.zeros((len(geometry), 5))
-    strain = np.zeros((len(geometry), 5))
+    """Weights and lengths `(n, 8)` of the springs to the start."""
+    weights = np.empty((len(geometry), 2 + len(VARIABLES)))
+    strain = np.empty_like(weights)
     weights[:, :2] = 1e-6
     strain[:, :2] = start.shift_px - geometry.shift_px
-    for column, name in ((2, "axis"), (3, "tilt")):
+    for column, name in enumerate(VARIABLES, 2):
         weights[:, column] = (sigma / _PULL[name]) ** 2
-        change = getattr(start, f"{name}_deg") - getattr(geometry, f"{name}_deg")
-        strain[:, column] = np.deg2rad(change)
-    weights[:, 4] = (sigma / _PULL["scale"]) ** 2
-    strain[:, 4] = np.log(start.scale / geometry.scale)
+        if name in _ANGLES:
+            change = getattr(start, f"{name}_deg") - getattr(geometry, f"{name}_deg")
+            strain[:, column] = np.deg2rad(change)
+        else:
+            strain[:, column] = getattr(start, name) - getattr(geometry, name)
     return weights, strain
 
 
 def _robust_sigma(residuals: FloatArray, seen: npt.NDArray[np.bool_]) -> float:
-    """Standard deviation along one axis from the median of the lengths, never below a hundredth pixel."""
+    """Estimate the deviation along one axis from the median of the lengths; never below a hundredth pixel."""
     if not seen.any():
         return 1.0
     return max(0.01, float(np.median(np.linalg.norm(residuals[seen], axis=-1))) / 1.1774)
 
 
-def _cauchy_weights(residuals: FloatArray, seen: npt.NDArray[np.bool_], sigma: float) -> FloatArray:
+def _weigh(residuals: FloatArray, seen: npt.NDArray[np.bool_], sigma: float) -> FloatArray:
+    """Cauchy's weights."""
     square = (residuals**2).sum(axis=-1) / (_TUNING * sigma) ** 2
     return np.asarray(np.where(seen, 1.0 / (1.0 + square), 0.0))
 
 
-def _cauchy_loss(residuals: FloatArray, seen: npt.NDArray[np.bool_], sigma: float) -> float:
+def _lose(residuals: FloatArray, seen: npt.NDArray[np.bool_], sigma: float) -> float:
+    """Cauchy's loss."""
     square = (residuals[seen] ** 2).sum(axis=-1) / (_TUNING * sigma) ** 2
     return float(np.log1p(square).sum())
-
-
-def _finish(
-    tracks_px: FloatArray, geometry: ViewGeometry, points: FloatArray, known: npt.NDArray[np.bool_]
-) -> BundleFit:
-    """Move the specimen's centre to the middle of the beads and judge the measurements."""
-    centre = points[known].mean(axis=0)
-    shift = geometry.shift_px + view_matrices(geometry) @ centre
-    return _judge(tracks_px, replace(geometry, shift_px=shift), points - centre, known)
 
 
 def _judge(
     tracks_px: FloatArray, geometry: ViewGeometry, points: FloatArray, known: npt.NDArray[np.bool_]
 ) -> BundleFit:
+    """Tell the outliers."""
     points = np.where(known[:, None], points, np.nan)
     residuals = tracks_px - project_points(geometry, points)
-    seen = np.isfinite(residuals).all(axis=-1)
+    seen = find_known(residuals)
     sigma = _robust_sigma(residuals, seen)
     length = np.linalg.norm(np.where(seen[..., None], residuals, np.inf), axis=-1)
     return BundleFit(geometry, points, residuals, length < _OUTLIER * sigma, sigma)

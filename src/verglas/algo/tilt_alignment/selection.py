@@ -1,26 +1,22 @@
 """Which variables the beads can carry: held-out beads decide."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom, ViewGeometry, fit_bundle, locate_beads
+from verglas.algo.tilt_alignment.bundle import (
+    FEWEST_VIEWS,
+    VARIABLES,
+    BundleFit,
+    Freedom,
+    fit_bundle,
+    locate_beads,
+)
+from verglas.algo.tilt_alignment.geometry import ViewGeometry
 
 FloatArray = npt.NDArray[np.float64]
-
-FREEDOMS = (
-    Freedom(axis=0),
-    Freedom(axis=1),
-    Freedom(axis=5),
-    Freedom(axis=5, tilt=5),
-    Freedom(axis=5, tilt=5, scale=5),
-    Freedom(axis=-1, tilt=5, scale=5),
-    Freedom(axis=-1, tilt=-1, scale=5),
-    Freedom(axis=-1, tilt=-1, scale=-1),
-)
-"""From few unknowns to many."""
 
 FOLDS = 5
 """Every fifth bead is held out in turn."""
@@ -32,6 +28,8 @@ LEAST_GAIN = 0.01
 """A freer fit must lower the held-out residual by this fraction."""
 
 _OVERDETERMINED = 3.0
+_CUT = 5.0
+_ROUNDS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,24 +40,32 @@ class Trial:
     ----------
     freedom
         What was fitted.
-    held_out_px
-        RMS in x and y of the beads that the views' fit had not seen, over all measurements, each bead's own
-        place fitted; NaN where too few beads allow none to be held out.
-    held_out_robust_px
-        The same without outliers.
+    residuals_px
+        `(beads, n, 2)` of each bead in a fit of the views that had not seen it, its own place fitted; NaN where
+        there is none.
     """
 
     freedom: Freedom
-    held_out_px: tuple[float, float]
-    held_out_robust_px: tuple[float, float]
+    residuals_px: FloatArray
 
     @property
-    def merit(self) -> float:
-        """Root of the sum of both squares, without outliers; less is better."""
-        return float(np.hypot(*self.held_out_robust_px))
+    def held_out_px(self) -> tuple[float, float]:
+        """RMS in x and y over all measurements, outliers too; NaN when too few beads allow none to be held out."""
+        residuals = self.residuals_px[np.isfinite(self.residuals_px[..., 0])]
+        if not len(residuals):
+            return np.nan, np.nan
+        x, y = np.sqrt((residuals**2).mean(axis=0))
+        return float(x), float(y)
+
+    def merit(self, limit_px: float) -> float:
+        """Root mean square of the lengths, those above the limit cut to it; less is better."""
+        lengths = np.linalg.norm(self.residuals_px[np.isfinite(self.residuals_px[..., 0])], axis=-1)
+        return float(np.sqrt((np.minimum(lengths, limit_px) ** 2).mean())) if len(lengths) else np.inf
 
 
-def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Trial:
+def hold_out(
+    tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom, begin: ViewGeometry | None = None
+) -> Trial:
     """Fit without every fifth bead in turn, and measure how far the beads that were left out lie off.
 
     Parameters
@@ -70,58 +76,75 @@ def hold_out(tracks_px: FloatArray, start: ViewGeometry, freedom: Freedom) -> Tr
         Nominal geometry with rough shifts.
     freedom
         What is fitted beside the shifts.
+    begin
+        Where the fits begin; none is the start.
     """
+    seen = np.isfinite(tracks_px[..., 0])
+    residuals = np.full_like(tracks_px, np.nan)
     folds = np.arange(len(tracks_px)) % FOLDS
-    residuals, used = [np.empty((0, 2))], [np.empty(0, bool)]
-    for fold in range(FOLDS):
+    for fold in range(min(FOLDS, len(tracks_px))):
         out = folds == fold
-        if not out.any() or (~out).sum() < FEWEST_FITTED:
+        if (seen[~out].sum(axis=1) >= FEWEST_VIEWS).sum() < FEWEST_FITTED:
             continue
-        geometry = fit_bundle(tracks_px[~out], start, freedom).geometry
-        left = locate_beads(tracks_px[out], geometry)
+        geometry = fit_bundle(tracks_px[~out], start, freedom, begin=begin, rounds=_ROUNDS).geometry
+        left = locate_beads(tracks_px[out], geometry).residuals_px
         # A view whose every bead was held out has no shift.
-        measured = np.isfinite(left.residuals_px[..., 0]) & np.isfinite(tracks_px[~out, :, 0]).any(axis=0)
-        residuals.append(left.residuals_px[measured])
-        used.append(left.used[measured])
-    joined, inliers = np.concatenate(residuals), np.concatenate(used)
-    return Trial(freedom, _rms(joined), _rms(joined[inliers]))
+        left[:, ~seen[~out].any(axis=0)] = np.nan
+        residuals[out] = left
+    return Trial(freedom, residuals)
 
 
 def choose_freedom(
-    tracks_px: FloatArray, start: ViewGeometry, freedoms: Sequence[Freedom] = FREEDOMS
+    tracks_px: FloatArray, start: ViewGeometry, variables: Sequence[str] = VARIABLES
 ) -> list[Trial]:
-    """Try freedoms from few unknowns to many; the best is the last that made the held-out beads fit better.
+    """Free one variable after the other, always that which makes the held-out beads fit best.
 
-    A freedom is not tried when there are not three times as many numbers measured as unknowns.
+    It ends when none makes them fit better by a hundredth. What made them fit worse once is not tried again. A
+    freedom is not tried when there are not three times as many numbers measured as unknowns.
 
     Returns
     -------
     list
-        All trials, the best one first.
+        All trials, the chosen one first.
     """
-    seen = np.isfinite(tracks_px[..., 0])
-    measured = 2 * int(seen.sum())
-    best: list[Trial] = []
-    for freedom in freedoms:
-        unknowns = 2 * len(start) + 3 * len(tracks_px) + freedom.count(len(start))
-        if best and measured < _OVERDETERMINED * unknowns:
-            continue
-        trial = hold_out(tracks_px, start, freedom)
-        if not best or trial.merit < (1 - LEAST_GAIN) * best[0].merit:
-            best.insert(0, trial)
-        else:
-            best.append(trial)
-    return best
+    geometry = fit_bundle(tracks_px, start, Freedom()).geometry
+    best = hold_out(tracks_px, start, Freedom(), geometry)
+    trials = [best]
+    limit = _CUT * _typical(best.residuals_px)
+    steps = {(name, level) for name in variables for level in (5, -1)}
+    while True:
+        tried: dict[tuple[str, int], Trial] = {}
+        for name, level in sorted(steps):
+            freer = replace(best.freedom, **{name: level})
+            if getattr(best.freedom, name) not in {level, -1} and _can_carry(tracks_px, freer):
+                tried[name, level] = hold_out(tracks_px, start, freer, geometry)
+        trials += tried.values()
+        better = min(tried.values(), key=lambda trial: trial.merit(limit), default=best)
+        if not better.merit(limit) < (1 - LEAST_GAIN) * best.merit(limit):
+            return [best, *(trial for trial in trials if trial is not best)]
+        steps = {
+            step for step, trial in tried.items() if trial.merit(limit) < (1 + LEAST_GAIN) * best.merit(limit)
+        }
+        best = better
+        geometry = fit_bundle(tracks_px, start, best.freedom, begin=geometry).geometry
 
 
-def refine_alignment(tracks_px: FloatArray, start: ViewGeometry) -> tuple[BundleFit, list[Trial]]:
+def _can_carry(tracks_px: FloatArray, freedom: Freedom) -> bool:
+    """Whether there are measurements enough."""
+    beads, views = tracks_px.shape[:2]
+    measured = 2 * int(np.isfinite(tracks_px[..., 0]).sum())
+    return bool(measured >= _OVERDETERMINED * (2 * views + 3 * beads + freedom.count(views)))
+
+
+def _typical(residuals_px: FloatArray) -> float:
+    """Median length; 1 where nothing was held out."""
+    lengths = np.linalg.norm(residuals_px[np.isfinite(residuals_px[..., 0])], axis=-1)
+    return float(np.median(lengths)) if len(lengths) else 1.0
+
+
+def refine_alignment(
+    tracks_px: FloatArray, start: ViewGeometry, variables: Sequence[str] = VARIABLES
+) -> tuple[BundleFit, list[Trial]]:
     """Choose the freedom by held-out beads and fit it to all of them."""
-    trials = choose_freedom(tracks_px, start)
+    trials = choose_freedom(tracks_px, start, variables)
     return fit_bundle(tracks_px, start, trials[0].freedom), trials
-
-
-def _rms(residuals: FloatArray) -> tuple[float, float]:
-    if not len(residuals):
-        return np.nan, np.nan
-    x, y = np.sqrt((residuals**2).mean(axis=0))
-    return float(x), float(y)

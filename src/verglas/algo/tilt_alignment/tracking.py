@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
+from scipy.stats import poisson
 
-from verglas.algo.tilt_alignment.bundle import (
-    Freedom,
+from verglas.algo.tilt_alignment.bundle import Freedom, fit_bundle
+from verglas.algo.tilt_alignment.coarse import order_outward
+from verglas.algo.tilt_alignment.geometry import (
     ViewGeometry,
-    fit_bundle,
+    find_known,
     project_points,
     triangulate_points,
     view_matrices,
 )
-from verglas.algo.tilt_alignment.coarse import order_outward
-from verglas.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -30,8 +30,11 @@ _SEARCH = 4.0
 """The vote looks for shifts up to this many gates away from the coarse ones."""
 
 _FEWEST_VOTES = 3
+_CHANCE, _FAR_BETTER = 0.01, 1.5
 _FEWEST_CONFIRM = 5
 _LEAST_APART_DEG, _MOST_APART_DEG = 8, 25
+_CENTRAL_DEG = 16.0
+_AXIS_STEP_DEG = 15
 
 
 def track_beads(
@@ -52,11 +55,6 @@ def track_beads(
     -------
     tuple
         `(beads, n, 2)` tracks, NaN where a bead was not found, and the geometry that they were laid on.
-
-    Raises
-    ------
-    UserError
-        When the view of lowest tilt shows fewer than two beads, or next to nothing could be tracked.
     """
     tracks, geometry = grow_tracks(detections, start, gate_px)
     for _ in range(3):
@@ -66,7 +64,7 @@ def track_beads(
         tracks = assign_beads(detections, geometry, points, gate_px)
         tracks = tracks[np.isfinite(tracks[..., 0]).sum(axis=1) >= _FEWEST_VOTES]
         if not len(tracks):
-            raise UserError("no bead could be followed through three views; are there gold beads?")
+            return tracks, geometry
         geometry = fit_bundle(tracks, geometry, Freedom(axis=1), rounds=20).geometry
     return tracks, geometry
 
@@ -74,13 +72,9 @@ def track_beads(
 def grow_tracks(
     detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float
 ) -> tuple[FloatArray, ViewGeometry]:
-    """Follow the beads of the view of lowest tilt outward; parameters and result are those of `track_beads`."""
-    order = order_outward(start.tilt_deg)
+    """Follow the beads of a view of low tilt outward; parameters and result are those of `track_beads`."""
+    order = order_outward(start.tilt_deg - start.tilt_deg[_choose_first(detections, start.tilt_deg)])
     first = order[0][0]
-    if len(detections[first]) < 2:
-        raise UserError(
-            f"view {first + 1}, that of lowest tilt, shows {len(detections[first])} beads; expected at least two"
-        )
     geometry = start
     tracks = np.full((len(detections[first]), len(start), 2), np.nan)
     tracks[:, first] = detections[first]
@@ -101,6 +95,13 @@ def grow_tracks(
         tracks[rows, view] = detections[view][columns]
         geometry, points = _refit(tracks, geometry, points, included)
     return tracks, geometry
+
+
+def _choose_first(detections: Sequence[FloatArray], tilt_deg: FloatArray) -> int:
+    """Choose the lowest tilt that shows at least half as many beads as others do."""
+    counts = np.array([len(found) for found in detections])
+    usual = np.median(counts[np.abs(tilt_deg - np.median(tilt_deg)) <= _CENTRAL_DEG])
+    return int(np.where(counts >= usual / 2, np.abs(tilt_deg), np.inf).argmin())
 
 
 def _longest_first(tracks: FloatArray) -> FloatArray:
@@ -131,7 +132,7 @@ def _refit(
     fit = fit_bundle(part, geometry.take(included), Freedom(axis=0), rounds=8)
     shift = geometry.shift_px.copy()
     shift[included] = fit.geometry.shift_px
-    known = np.isfinite(fit.points_px).all(axis=1)
+    known = find_known(fit.points_px)
     # The fit may have moved the origin; beads it could not place are lifted from their first view again.
     geometry = replace(geometry, shift_px=shift)
     lifted = _lift(part[:, 0], geometry, included[0])
@@ -141,6 +142,9 @@ def _refit(
 def vote_offset(expected: FloatArray, found: FloatArray, gate_px: float, search_px: float) -> FloatArray:
     """Shift that brings most expected places onto found ones; none when hardly any agree.
 
+    It is looked for nearby first. When fewer than half agree there, it may be of any length, if more agree on
+    it than chance would let.
+
     Parameters
     ----------
     expected, found
@@ -148,19 +152,30 @@ def vote_offset(expected: FloatArray, found: FloatArray, gate_px: float, search_
     gate_px
         How well they must agree.
     search_px
-        Longest shift.
+        Longest shift that is called near.
     """
     steps = (found[None] - expected[:, None]).reshape(-1, 2)
-    steps = steps[np.linalg.norm(steps, axis=1) <= search_px]
+    near = steps[np.linalg.norm(steps, axis=1) <= search_px]
+    offset, votes = _count_votes(near, gate_px, search_px)
+    if not len(steps) or votes >= max(_FEWEST_VOTES, min(len(expected), len(found)) / 2):
+        return offset
+    longest = float(np.linalg.norm(steps, axis=1).max())
+    far, more = _count_votes(steps, gate_px, longest)
+    crowd = len(steps) * gate_px**2 / max(longest, gate_px) ** 2
+    by_chance = 1 + float(poisson.isf(_CHANCE / len(steps), crowd))
+    return far if more > max(by_chance, _FAR_BETTER * votes) else offset
+
+
+def _count_votes(steps: FloatArray, gate_px: float, longest_px: float) -> tuple[FloatArray, int]:
+    """Find the step that most others agree with, of equals the shortest, and how many do."""
     if len(steps) < _FEWEST_VOTES:
-        return np.zeros(2)
-    tree = cKDTree(steps)
-    near = tree.query_ball_point(steps, gate_px)
-    votes = np.array([len(group) for group in near]) - 1e-3 * np.linalg.norm(steps, axis=1) / search_px
+        return np.zeros(2), 0
+    near: Sequence[list[int]] = cKDTree(steps).query_ball_point(steps, gate_px)  # type: ignore[assignment]
+    votes = np.array([len(group) for group in near]) - 1e-3 * np.linalg.norm(steps, axis=1) / longest_px
     best = near[int(votes.argmax())]
     if len(best) < _FEWEST_VOTES:
-        return np.zeros(2)
-    return np.asarray(np.median(steps[best], axis=0))
+        return np.zeros(2), 0
+    return np.asarray(np.median(steps[best], axis=0)), len(best)
 
 
 def match_beads(
@@ -230,9 +245,11 @@ def _make_candidates(free: Sequence[FloatArray], geometry: ViewGeometry, gate_px
     points = [np.empty((0, 3))]
     order = np.argsort(geometry.tilt_deg)
     for place, view in enumerate(order):
-        for other in order[place + 1 :]:
-            if _LEAST_APART_DEG <= geometry.tilt_deg[other] - geometry.tilt_deg[view] <= _MOST_APART_DEG:
-                points.append(_pair_up(free[view], free[other], geometry.take([view, other]), gate_px))
+        apart = geometry.tilt_deg[order[place + 1 :]] - geometry.tilt_deg[view]
+        others = order[place + 1 :][(apart >= _LEAST_APART_DEG) & (apart <= _MOST_APART_DEG)]
+        points += [
+            _pair_up(free[view], free[other], geometry.take([view, other]), gate_px) for other in others
+        ]
     return np.concatenate(points)
 
 
@@ -273,7 +290,7 @@ def _pair_up(first: FloatArray, second: FloatArray, geometry: ViewGeometry, gate
     return np.asarray(points[(misses < gate_px / 4) & (np.abs(points[:, 2]) < 30 * gate_px)])
 
 
-def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float) -> float:
+def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: float) -> float | None:
     """Angle of the tilt axis from beads alone, from -90 to 90 degrees: the one that tracks most beads best.
 
     Tracks are grown through the views within 16 degrees of the lowest tilt for every 15th degree, and the axis
@@ -286,17 +303,17 @@ def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: fl
     start
         With shifts that were found without an axis; its axis is not used.
 
-    Raises
-    ------
-    UserError
-        When no angle lets three beads be tracked.
+    Returns
+    -------
+    float or None
+        None when no angle lets three beads be tracked.
     """
     lowest = float(start.tilt_deg[np.abs(start.tilt_deg).argmin()])
     rows = np.flatnonzero(np.abs(start.tilt_deg - lowest) <= _CENTRAL_DEG)
     if len(rows) < 5:
         rows = np.argsort(np.abs(start.tilt_deg - lowest), kind="stable")[:5]
         rows.sort()
-    near, found = start.take(rows), [detections[row] for row in rows]
+    near, found = start.take(rows), [detections[int(row)] for row in rows]
     best, merit = None, -np.inf
     for angle in range(-90, 90, _AXIS_STEP_DEG):
         tracks, geometry = grow_tracks(
@@ -309,12 +326,4 @@ def find_axis(detections: Sequence[FloatArray], start: ViewGeometry, gate_px: fl
         worth = np.where(fit.used, 1 - np.linalg.norm(fit.residuals_px, axis=-1) / gate_px, 0.0)
         if (score := float(np.clip(np.nan_to_num(worth), 0, None).sum())) > merit:
             best, merit = float(fit.geometry.axis_deg[0]), score
-    if best is None:
-        raise UserError(
-            "the tilt axis was not found: at no angle could three beads be tracked; expected `axis_angle`"
-        )
-    return (best + 90) % 180 - 90
-
-
-_CENTRAL_DEG = 16.0
-_AXIS_STEP_DEG = 15
+    return None if best is None else (best + 90) % 180 - 90
