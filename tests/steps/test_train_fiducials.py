@@ -7,7 +7,7 @@ import pytest
 
 from verglas.errors import UserError
 from verglas.io.mrc import write_mrc
-from verglas.io.weights import read_weights
+from verglas.io.network_weights import read_weights
 from verglas.steps.step import RunOptions, run_step
 from verglas.steps.train_fiducials import TRAIN_FIDUCIALS_STEP, TrainFiducialsParams
 

@@ -87,6 +87,12 @@ STEPS = (
         "Train the network that masks what is no specimen.",
     ),
     StepCommand(
+        "ctf",
+        "verglas.steps.ctf.CTF_STEP",
+        TILT_SERIES,
+        "Estimate defocus, astigmatism and hand of aligned tilt series.",
+    ),
+    StepCommand(
         "reconstruct",
         "verglas.steps.reconstruct.RECONSTRUCT_STEP",
         TILT_SERIES,

@@ -1,42 +1,45 @@
-"""Weights of networks: NumPy's `.npz`, which holds arrays and no code."""
+"""The weights that the views of a tomogram carry, as JSON beside it."""
 
-import zipfile
-from collections.abc import Mapping
-from importlib.resources import as_file, files
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from verglas.errors import FileFormatError
-from verglas.files import atomic_path, check_exists
+from verglas.files import check_exists, write_text
+from verglas.model import AppliedWeights, DefocusSurface
 
-Weights = dict[str, npt.NDArray[np.generic]]
+
+def write_weights(path: Path | str, weights: AppliedWeights) -> None:
+    """Write the weights of one tomogram."""
+    record = asdict(weights)
+    for name in _ARRAYS:
+        record[name] = getattr(weights, name).tolist()
+    write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def read_weights(path: Path | str) -> Weights:
-    """Read arrays by name.
+def read_weights(path: Path | str) -> AppliedWeights:
+    """Read the weights of one tomogram.
 
     Raises
     ------
-    FileFormatError
-        When the file is no `.npz`, or holds Python objects.
+    MissingFileError, FileFormatError
+        When the file is missing or does not hold what :func:`write_weights` wrote.
     """
-    path = check_exists(path, "weights")
+    path = check_exists(path, "weights of a tomogram")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"{str(path)!r} does not hold weights of a network as .npz: {error}") from error
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record["surfaces"] = tuple(
+            DefocusSurface(**{**one, "coefficients": tuple(map(float, one["coefficients"]))})
+            for one in record["surfaces"]
+        )
+        for name, kind in _ARRAYS.items():
+            record[name] = np.asarray(record[name], dtype=kind)
+        return AppliedWeights(**record)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(f"weights of a tomogram {str(path)!r} cannot be read: {error}") from error
 
 
-def write_weights(path: Path | str, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Write arrays by name; the same arrays give the same bytes."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **dict(sorted(weights.items())))
-
-
-def read_shipped_weights(name: str) -> Weights:
-    """Read the weights of that name that come with verglas."""
-    with as_file(files("verglas") / "weights" / f"{name}.npz") as path:
-        return read_weights(path)
+_ARRAYS = {"views": np.int64, "view_factors": np.float64, "view_deviations": np.float64}

@@ -213,7 +213,7 @@ def _work_on_views(
 
 def _load_network(params: FiducialsParams, device: str) -> "MaskNet":
     from verglas.algo.fiducials.network import make_network
-    from verglas.io.weights import read_shipped_weights, read_weights
+    from verglas.io.network_weights import read_shipped_weights, read_weights
     from verglas.runtime import choose_device
 
     weights = read_weights(params.weights) if params.weights else read_shipped_weights(WEIGHTS)

@@ -68,7 +68,7 @@ def run_item(item: Item, params: TrainFiducialsParams, context: Context) -> Item
     """Train, judge on what was held out, and write the weights."""
     from verglas.algo.fiducials.network import KINDS, list_weights, make_network
     from verglas.algo.fiducials.training import judge_network, make_scenes, train_network
-    from verglas.io.weights import read_shipped_weights, read_weights, write_weights
+    from verglas.io.network_weights import read_shipped_weights, read_weights, write_weights
     from verglas.runtime import choose_device
 
     handmade = [

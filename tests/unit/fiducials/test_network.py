@@ -17,7 +17,7 @@ from verglas.algo.fiducials.network import (
 from verglas.algo.fiducials.scenes import BAR, CARBON, CONTAMINATION, GOLD, SceneRanges, draw_scene
 from verglas.algo.fiducials.training import judge_network, make_scenes, train_network
 from verglas.errors import FileFormatError, UserError
-from verglas.io.weights import read_shipped_weights, read_weights, write_weights
+from verglas.io.network_weights import read_shipped_weights, read_weights, write_weights
 
 GOLD_KIND = KINDS.index("gold")
 
