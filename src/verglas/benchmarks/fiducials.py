@@ -18,8 +18,8 @@ from verglas.algo.simulation.tilt_series import geometry_matrices, simulate_tilt
 from verglas.algo.simulation.views import Conditions
 from verglas.benchmarks.harness import Figure, measure_time
 from verglas.io.mrc import read_mrc, write_mrc
-from verglas.io.relion_tilt_series import write_tilt_series
 from verglas.io.network_weights import read_shipped_weights
+from verglas.io.relion_tilt_series import write_tilt_series
 from verglas.model import TiltSeries
 from verglas.steps.fiducials import FIDUCIALS_STEP, WEIGHTS, FiducialsParams
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
