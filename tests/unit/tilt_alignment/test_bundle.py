@@ -9,7 +9,7 @@ import torch
 from verglas.algo.tilt_alignment.bundle import (
     VARIABLES,
     Freedom,
-    _differentiate,
+    differentiate_views,
     fit_bundle,
     locate_beads,
 )
@@ -81,7 +81,7 @@ def test_the_model_is_that_of_the_record():
 def test_derivatives_are_those_of_small_steps():
     truth = make_truth(**DISTORTED)
     points = make_points(6)
-    derivatives, _ = _differentiate(truth, points)
+    derivatives, _ = differentiate_views(truth, points)
     for column, name in enumerate(VARIABLES, 2):
         field = f"{name}_deg" if name in {"axis", "tilt", "x_tilt"} else name
         # The scale's is by its logarithm, the angles' by radians.
