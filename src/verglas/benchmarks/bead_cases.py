@@ -51,9 +51,9 @@ class BeadCase:
 def make_case(seed: int, side: int, *, kind: str = "plain", beads: int | None = None) -> BeadCase:
     """Draw a series of 41 views at 5 Å a pixel and 3 e/Å² a view, at the worst that issue 3 asks for.
 
-    The slab is 500 to 3000 Å thick, the largest shift 60 to 200 pixels (a fifth of smaller views), the axis 5 degrees off, and the
-    magnification drifts by 0.5 %; stage angles err by 0.1 degrees. The field of the untilted specimen holds 8
-    to 30 beads, and as many on every such area beside it.
+    The slab is 500 to 3000 Å thick, the largest shift 60 to 200 pixels (a fifth of smaller views), the axis 5
+    degrees off, and the magnification drifts by 0.5 %; stage angles err by 0.1 degrees. The field of the untilted
+    specimen holds 8 to 30 beads, and as many on every such area beside it.
 
     Parameters
     ----------

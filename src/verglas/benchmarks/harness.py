@@ -23,6 +23,7 @@ BENCHMARKS = {
     "backproject": "verglas.benchmarks.backproject",
     "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",
+    "fiducials": "verglas.benchmarks.fiducials",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",

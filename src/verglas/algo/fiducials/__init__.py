@@ -1,1 +1,1 @@
-"""Gold beads: found in single images."""
+"""Gold beads and what else does not belong in an image: found, masked, erased."""
