@@ -64,6 +64,13 @@ class AlignTiltsParams(Params):
         bool,
         Field(description="fit no magnification, stretch and skew of the views, which RELION does not read"),
     ] = False
+    local: Annotated[
+        bool,
+        Field(
+            description="fit a smooth field of local shifts where held-out beads say that it helps; `reconstruct` and "
+            "IMOD apply it, RELION does not, and with `rigid` there is none"
+        ),
+    ] = True
     stack: Annotated[bool, Field(description="write the aligned stacks and their sampling masks too")] = False
 
 
@@ -115,7 +122,7 @@ def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignmen
     """
     views = _read_views(series)
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
-    method = Method(params.method, rough, params.search_axis, params.bead_diameter, params.rigid)
+    method = Method(params.method, rough, params.search_axis, params.bead_diameter, params.rigid, params.local)
     outcome = align_views(
         [views.images[row] for row in views.good],
         series.nominal_tilt_deg[views.good],

@@ -46,6 +46,8 @@ class Method:
         Of the beads; estimated when none.
     rigid
         Whether magnification, stretch and skew of the views are kept.
+    local
+        Whether a local field may be fitted.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Method:
     search_axis: bool = False
     bead_diameter_angstrom: float | None = None
     rigid: bool = False
+    local: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,14 @@ def _align_by_beads(
     detections = [find_beads(image, diameter).positions_px for image in images]
     variables = _RIGID if method.rigid else VARIABLES
     alignment = align_by_beads(
-        images, tilt_deg, detections, diameter, method.axis_deg, variables, search=method.search_axis
+        images,
+        tilt_deg,
+        detections,
+        diameter,
+        method.axis_deg,
+        variables,
+        search=method.search_axis,
+        local=method.local and not method.rigid,
     )
     return Outcome(alignment, Marks("beads", diameter), tuple(len(places) for places in detections))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from verglas.model import Particles, TiltSeries
+from verglas.model import LocalField, Particles, TiltSeries
 
 if TYPE_CHECKING:
     from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
@@ -87,6 +87,15 @@ def apply_alignment(
     magnification = [[fill(geometry.magnification[:, i, j]) for j in range(2)] for i in range(2)]
     selected = np.zeros(len(series), bool)
     selected[rows] = True
+    local, size = None, views.factor * series.pixel_size_angstrom
+    if (field := getattr(alignment, "field", None)) is not None:
+        flat = field.shifts_px.reshape(len(geometry), -1).T
+        local = LocalField(
+            (field.low_px[0] * size, field.low_px[1] * size),
+            (field.high_px[0] * size, field.high_px[1] * size),
+            np.stack([fill(column) for column in flat], axis=1).reshape(-1, *field.shifts_px.shape[1:])
+            * size,
+        )
     return replace(
         series,
         x_tilt_deg=fill(geometry.x_tilt_deg),
@@ -96,6 +105,7 @@ def apply_alignment(
         y_shift_angstrom=fill(shifts[:, 1]),
         magnification=np.moveaxis(np.array(magnification), 2, 0),
         selected=selected,
+        local=local,
     )
 
 

@@ -11,6 +11,7 @@ from verglas.algo.tilt_alignment.bundle import VARIABLES, BundleFit, Freedom, fi
 from verglas.algo.tilt_alignment.centring import centre_beads, cut_patches, measure_profile
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
+from verglas.algo.tilt_alignment.local_alignment import FittedField, fit_local_field
 from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
 from verglas.algo.tilt_alignment.slab import Slab, fit_slab, level_specimen
 from verglas.algo.tilt_alignment.tracking import find_axis, track_beads
@@ -49,13 +50,15 @@ class BeadAlignment:
     residuals_px
         `(beads, n, 2)` measured less expected.
     trials
-        Held-out residuals of the freedoms that were tried, the chosen one first.
+        Held-out residuals of the freedoms that were tried, the chosen one first; with the field when there is one.
     slab
         Where the beads lie before it was levelled; none for fewer than five beads.
     explained
         `(n,)` share of the beads found in each view that lie on a track; NaN where none was found.
     searched
         Whether the axis was searched over all directions.
+    field
+        Local shifts, where held-out beads call for them.
     """
 
     geometry: ViewGeometry
@@ -66,6 +69,7 @@ class BeadAlignment:
     slab: Slab | None
     explained: FloatArray
     searched: bool
+    field: FittedField | None = None
 
     @property
     def lost(self) -> npt.NDArray[np.bool_]:
@@ -88,6 +92,7 @@ def align_by_beads(
     variables: Sequence[str] = VARIABLES,
     *,
     search: bool = False,
+    local: bool = True,
 ) -> BeadAlignment:
     """Align views by dark beads that were found in them.
 
@@ -108,6 +113,8 @@ def align_by_beads(
         Which may be freed beside the shifts.
     search
         Search all directions at once; the rough angle then only tells the axis from its opposite.
+    local
+        Fit a local field too where held-out beads call for one.
 
     Raises
     ------
@@ -132,8 +139,26 @@ def align_by_beads(
     slab = fit_slab(fit.points_px)
     geometry, points = level_specimen(fit.geometry, fit.points_px, slab)
     explained = explain_detections(detections, geometry, points, diameter_px)
+    tracks = tracked.tracks_px
+    found = (
+        fit_local_field(tracks, geometry, points, tracked.start, trials[0].freedom)
+        if local and np.isfinite(trials[0].held_out_px[0])
+        else None
+    )
+    if found is None:
+        return BeadAlignment(
+            geometry, points, tracks, fit.residuals_px, tuple(trials), slab, explained, searched
+        )
     return BeadAlignment(
-        geometry, points, tracked.tracks_px, fit.residuals_px, tuple(trials), slab, explained, searched
+        found.geometry,
+        found.points_px,
+        tracks,
+        found.residuals_px,
+        (found.trial, *trials),
+        slab,
+        explained,
+        searched,
+        found.field,
     )
 
 
