@@ -52,10 +52,11 @@ def draw_residual_field(
     residuals_px: FloatArray,
     image_shape: tuple[int, int],
     path: Path,
+    local_px: FloatArray | None = None,
 ) -> None:
     """Draw the mean residual of each bead where it lies, for the low, the middle and the high third of the tilts.
 
-    Arrows that neighbours share are what a global alignment cannot follow.
+    Arrows that neighbours share are what a global alignment cannot follow. What a local field took off is grey.
 
     Parameters
     ----------
@@ -67,6 +68,8 @@ def draw_residual_field(
         `(y, x)`.
     path
         The PNG to write.
+    local_px
+        `(beads, n, 2)` shifts of the local field; none when there is no field.
     """
     thirds = np.array_split(np.argsort(tilt_deg), 3)
     height, width = image_shape
@@ -80,16 +83,16 @@ def draw_residual_field(
             place = np.where(seen[..., None], expected_px[:, rows], 0.0).sum(axis=1) / total
             mean = np.where(seen[..., None], residuals_px[:, rows], 0.0).sum(axis=1) / total
             x, y = place[beads].T
-            arrows = axes.quiver(
-                x,
-                y,
-                *mean[beads].T,
-                color=COLOURS[1],
-                angles="xy",
-                scale_units="xy",
-                scale=1 / _LENGTHEN,
-                width=0.005,
-            )
+            arrow: dict[str, Any] = {
+                "angles": "xy",
+                "scale_units": "xy",
+                "scale": 1 / _LENGTHEN,
+                "width": 0.005,
+            }
+            if local_px is not None:
+                off = np.where(seen[..., None], local_px[:, rows], 0.0).sum(axis=1) / total
+                axes.quiver(x, y, *off[beads].T, color=MUTED, alpha=0.6, **arrow)
+            arrows = axes.quiver(x, y, *mean[beads].T, color=COLOURS[1], **arrow)
             axes.plot(x, y, "o", color=COLOURS[0], markersize=2.5)
             axes.quiverkey(arrows, 0.85, 1.05, 1.0, "1 px", labelpos="E", coordinates="axes")
             axes.set_xlim(-width / 2, width / 2)

@@ -32,11 +32,8 @@ def read_local_field(path: Path | str) -> LocalField:
     path = check_exists(path, "local field of a tilt series")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        low, high = (tuple(map(float, record[name])) for name in ("low_angstrom", "high_angstrom"))
-        if not len(low) == len(high) == 2:
-            raise ValueError("`low_angstrom` and `high_angstrom` must have two numbers")
-        return LocalField(
-            (low[0], low[1]), (high[0], high[1]), np.asarray(record["shifts_angstrom"], dtype=float)
-        )
+        (low_x, low_y), (high_x, high_y) = record["low_angstrom"], record["high_angstrom"]
+        shifts = np.asarray(record["shifts_angstrom"], dtype=float)
+        return LocalField((float(low_x), float(low_y)), (float(high_x), float(high_y)), shifts)
     except (ValueError, TypeError, KeyError, UserError) as error:
         raise FileFormatError(f"local field {str(path)!r} cannot be read: {error}") from error

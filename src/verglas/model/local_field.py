@@ -15,14 +15,14 @@ FloatArray = npt.NDArray[np.float64]
 class LocalField:
     """A smooth field of shifts over the specimen, one for each view of a series.
 
-    A line of sight meets the specimen's middle plane z = 0 at (x, y). What the geometry of the view shows at a
-    place of the image appears s(x, y) away from it. s is a natural cubic spline through evenly spaced nodes;
+    A point (x, y, z) of the specimen appears s(x, y) away from where the geometry of the view shows it: what lies
+    above each other moves together, as IMOD has it. s is a natural cubic spline through evenly spaced nodes;
     beyond the outermost nodes its value there holds.
 
     Parameters
     ----------
     low_angstrom, high_angstrom
-        xy of the first and of the last node in the middle plane.
+        xy of the first and of the last node.
     shifts_angstrom
         `(n, nodes_y, nodes_x, 2)` xy of the image.
 

@@ -1,4 +1,4 @@
-"""Local fields: shifts that vary over an image, laid over the specimen's middle plane."""
+"""Local fields: shifts of a view that vary over the specimen."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from verglas.ops.kernels.interpolate import read_places, spline_coefficients
 from verglas.ops.splines import evaluate_spline
 from verglas.shapes import Values
 
-_CELL = 8
+_CELL = 4
 """A field is evaluated at every so many pixels, and linear between."""
 
 _ROWS = 128
@@ -50,7 +50,10 @@ def undo_field(
     to_plane: Values,
     pixel_size: tuple[float, float],
 ) -> Float[Tensor, "y x"]:
-    """Move what a view shows back to where the geometry alone would show it, by cubic B-splines.
+    """Move what a view shows of the plane z = 0 back to where the geometry alone would show it, by cubic B-splines.
+
+    What lies higher or lower is moved with what the view shows at the same place of the plane; a height h is seen
+    h tan(tilt) away from its own column.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def undo_field(
     nodes, low, high
         Of the field, see :func:`evaluate_field`; lengths in units of `pixel_size`.
     to_plane
-        `(2, 3)` takes xy1 of the image, from its centre, to xy of the middle plane.
+        `(2, 3)` takes xy1 of the image, from its centre, to xy of the plane z = 0.
     pixel_size
         xy.
 

@@ -67,8 +67,8 @@ class AlignTiltsParams(Params):
     local: Annotated[
         bool,
         Field(
-            description="fit a smooth field of local shifts where held-out beads say that it helps; `reconstruct` and "
-            "IMOD apply it, RELION does not, and with `rigid` there is none"
+            description="fit a smooth field of local shifts where held-out beads say that it helps, but not with "
+            "`rigid`; `reconstruct` and IMOD apply it, RELION does not"
         ),
     ] = True
     stack: Annotated[bool, Field(description="write the aligned stacks and their sampling masks too")] = False
@@ -122,7 +122,9 @@ def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignmen
     """
     views = _read_views(series)
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
-    method = Method(params.method, rough, params.search_axis, params.bead_diameter, params.rigid, params.local)
+    method = Method(
+        params.method, rough, params.search_axis, params.bead_diameter, params.rigid, params.local
+    )
     outcome = align_views(
         [views.images[row] for row in views.good],
         series.nominal_tilt_deg[views.good],
@@ -137,13 +139,14 @@ def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignmen
 
 def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResult:
     """Align one series; write its tables, IMOD's files and the beads or patches, and draw the residuals."""
-    from verglas.io.relion_tilt_series import write_one_tilt_series
+    from verglas.io.relion_tilt_series import local_field_path, write_one_tilt_series
     from verglas.steps.aligned_stack import write_aligned_stack
 
     done = align_series(item.record, params)
     aligned, alignment, views = done.aligned, done.alignment, done.views
     star = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / star, aligned)
+    tables = (star,) if aligned.local is None else (star, local_field_path(star).as_posix())
     size_angstrom = done.marks.size_px * views.factor * aligned.pixel_size_angstrom
     files = write_alignment(aligned, alignment, views, done.marks, context.folder)
     if params.stack:
@@ -156,7 +159,7 @@ def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResu
         **_describe(done, views.factor, aligned.pixel_size_angstrom),
         "diameter_angstrom": size_angstrom if done.marks.kind == "beads" else None,
     }
-    return ItemResult((star, *files, *figures), values, done.warnings)
+    return ItemResult((*tables, *files, *figures), values, done.warnings)
 
 
 def summarise(results: dict[str, ItemResult], params: AlignTiltsParams, folder: Path) -> Summary:
@@ -263,6 +266,7 @@ def _describe(done: SeriesAlignment, factor: int, pixel_size_angstrom: float) ->
         "held_out_x_px": held_out[0] * factor if np.isfinite(held_out[0]) else None,
         "held_out_y_px": held_out[1] * factor if np.isfinite(held_out[1]) else None,
         "freedom": {name: getattr(freedom, name) for name in vars(freedom)},
+        "local": done.aligned.local is not None,
         "thickness_angstrom": slab.thickness_px * factor * pixel_size_angstrom if slab else None,
         "axis_searched": bool(getattr(alignment, "searched", False)),
         "axis_certainty": search.certainty if search and np.isfinite(search.certainty) else None,

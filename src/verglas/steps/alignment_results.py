@@ -60,7 +60,8 @@ _SIZE_LABELS = {"beads": "vglDiameterAngst", "patches": "vglSizeAngst"}
 CAPTIONS = {
     "tracks": "beads (rings) or patches (squares) that were measured, and those that were not (dotted)",
     "residuals": "residual of every bead or patch over the tilt; a jump is a view that moved or was not followed",
-    "field": "mean residual of each, 40 times as long; arrows that neighbours share are the specimen's motion",
+    "field": "mean residual of each, 40 times as long, and in grey what a local field took off, if there is one; "
+    "arrows that neighbours share are the specimen's motion",
     "places": "beads or patches in space, from above and both sides; the slab is level when they lie along x and y",
     "geometry": "the geometry that was found",
 }
@@ -171,6 +172,23 @@ def _list_marks(
     )
 
 
+def _find_local_shifts(alignment: "BeadAlignment | PatchAlignment") -> FloatArray | None:
+    """`(beads, n, 2)` shifts of the local field; none when there is no field."""
+    import torch
+
+    from verglas.ops.local_field import evaluate_field
+
+    field = getattr(alignment, "field", None)
+    if field is None:
+        return None
+    places = torch.from_numpy(alignment.points_px[:, :2])
+    shifts = [
+        evaluate_field(torch.from_numpy(nodes), field.low_px, field.high_px, places)
+        for nodes in field.shifts_px
+    ]
+    return np.asarray(torch.stack(shifts, dim=1).numpy())
+
+
 def draw_alignment(
     aligned: TiltSeries,
     alignment: "BeadAlignment | PatchAlignment",
@@ -189,7 +207,12 @@ def draw_alignment(
     expected = project_points(alignment.geometry, alignment.points_px)
     shape = views.images[0].shape
     draw_residual_field(
-        tilts, expected, alignment.residuals_px, (shape[0], shape[1]), folder / paths["field"]
+        tilts,
+        expected,
+        alignment.residuals_px,
+        (shape[0], shape[1]),
+        folder / paths["field"],
+        _find_local_shifts(alignment),
     )
     draw_places(alignment.points_px * pixel, folder / paths["places"])
     kept = np.flatnonzero(~alignment.lost)

@@ -127,7 +127,7 @@ def prepare_views(
 ) -> tuple[Image, Values]:
     """Bring views to the sampling of the volume, with mean 0 and without their local field.
 
-    The field is undone as it is in the specimen's middle plane.
+    The field is undone for the specimen's middle plane.
 
     Parameters
     ----------

@@ -140,25 +140,17 @@ def align_by_beads(
     geometry, points = level_specimen(fit.geometry, fit.points_px, slab)
     explained = explain_detections(detections, geometry, points, diameter_px)
     tracks = tracked.tracks_px
-    found = (
-        fit_local_field(tracks, geometry, points, tracked.start, trials[0].freedom)
-        if local and np.isfinite(trials[0].held_out_px[0])
-        else None
-    )
-    if found is None:
-        return BeadAlignment(
-            geometry, points, tracks, fit.residuals_px, tuple(trials), slab, explained, searched
-        )
-    return BeadAlignment(
-        found.geometry,
-        found.points_px,
-        tracks,
-        found.residuals_px,
-        (found.trial, *trials),
-        slab,
-        explained,
-        searched,
-        found.field,
+    done = BeadAlignment(geometry, points, tracks, fit.residuals_px, tuple(trials), slab, explained, searched)
+    bent = fit_local_field(tracks, geometry, points, tracked.start, trials[0].freedom) if local else None
+    if bent is None:
+        return done
+    return replace(
+        done,
+        geometry=bent.geometry,
+        points_px=bent.points_px,
+        residuals_px=bent.residuals_px,
+        trials=(bent.trial, *trials),
+        field=bent.field,
     )
 
 

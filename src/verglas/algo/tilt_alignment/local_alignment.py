@@ -1,7 +1,7 @@
 """Local alignment: a smooth field of shifts over the specimen and the tilts, where held-out beads call for one.
 
-The field is the one of `LocalField`: a natural cubic spline over the specimen's middle plane, here with a line over
-the views at every node. Its roughness is restrained; how strongly, and whether there is a field at all, the beads
+The field is the one of `LocalField`: a natural cubic spline over the specimen, here with a line over the views at
+every node. Its roughness is restrained; how strongly, and whether there is a field at all, the beads
 decide that the fit did not see. Places of the beads and shifts of the views are fitted with it.
 """
 
@@ -47,7 +47,7 @@ class FittedField:
     Parameters
     ----------
     low_px, high_px
-        xy of the first and the last node in the middle plane.
+        xy of the first and the last node.
     shifts_px
         `(n, nodes_y, nodes_x, 2)` xy.
     """
@@ -92,7 +92,7 @@ def fit_local_field(
     tracks_px
         `(beads, n, 2)`; NaN where a bead was not measured.
     geometry, points_px
-        The global alignment, the specimen's middle plane at z = 0.
+        The global alignment.
     start
         Nominal geometry with rough shifts.
     freedom
@@ -132,17 +132,11 @@ def fit_local_field(
     return LocalAlignment(moved, points, residuals, field, trials[best])
 
 
-def find_plane_places(geometry: ViewGeometry, seen_px: FloatArray) -> FloatArray:
-    """`(beads, n, 2)` where the lines of sight of places `(beads, n, 2)` in the views meet the plane z = 0."""
-    inverse = np.linalg.inv(view_matrices(geometry)[:, :, :2])
-    return np.asarray(np.einsum("vij,bvj->bvi", inverse, seen_px - geometry.shift_px))
-
-
 @dataclass(frozen=True, eq=False)
 class _Net:
-    """Nodes of a field, and how much each counts for each bead in each view.
+    """Nodes of a field, and how much each counts for each bead and in each view.
 
-    `along` and `across` are `(beads, n, nodes)` weights of the nodes in y and x, `lines` `(n, lines)`.
+    `along` and `across` are `(beads, nodes)` weights of the nodes in y and x, `lines` `(n, lines)`.
     """
 
     low: tuple[float, float]
@@ -156,17 +150,13 @@ class _Net:
 
     def shift(self, shifts: FloatArray) -> FloatArray:
         """`(beads, n, 2)` shifts from those at the nodes `(lines, y, x, 2)`."""
-        return np.einsum(
-            "bvy,bvx,vl,lyxi->bvi", self.along, self.across, self.lines, shifts, optimize=True
+        return np.asarray(
+            np.einsum("by,bx,vl,lyxi->bvi", self.along, self.across, self.lines, shifts, optimize=True)
         )
 
     def row(self, bead: int) -> FloatArray:
         """`(n, lines · y · x)` weights for one bead."""
-        count = self.lines.shape[0]
-        product = (
-            self.lines[:, :, None, None] * self.along[bead, :, None, :, None] * self.across[bead, :, None, None]
-        )
-        return product.reshape(count, -1)
+        return np.asarray(np.kron(self.lines, np.kron(self.along[bead], self.across[bead])), dtype=float)
 
 
 def _lay_net(geometry: ViewGeometry, points_px: FloatArray) -> _Net:
@@ -174,12 +164,8 @@ def _lay_net(geometry: ViewGeometry, points_px: FloatArray) -> _Net:
     known = find_known(points_px)
     low, high = points_px[known, :2].min(axis=0), points_px[known, :2].max(axis=0)
     high = np.maximum(high, low + 1.0)
-    places = find_plane_places(geometry, project_points(geometry, np.nan_to_num(points_px)))
-    fractions = torch.from_numpy((places - low) / (high - low))
-    across, along = (
-        spline_matrix(_NODES, fractions[..., i].reshape(-1)).reshape(*places.shape[:2], _NODES).numpy()
-        for i in range(2)
-    )
+    fractions = torch.from_numpy((np.nan_to_num(points_px)[:, :2] - low) / (high - low))
+    across, along = (spline_matrix(_NODES, fractions[:, i]).numpy() for i in range(2))
     ends = [(float(corner[0]), float(corner[1])) for corner in (low, high)]
     return _Net(ends[0], ends[1], along, across, draw_lines(geometry.tilt_deg, _LINES))
 
@@ -252,9 +238,9 @@ def restrain_roughness(shape: Sequence[int]) -> FloatArray:
                 parts[i] = seconds[i]
             else:
                 parts[i], parts[j] = firsts[i], firsts[j]
-            matrix = np.eye(1)
+            matrix: FloatArray = np.eye(1)
             for part in parts:
-                matrix = np.kron(matrix, part)
+                matrix = np.asarray(np.kron(matrix, part), dtype=float)
             total += matrix.T @ matrix * (1 if i == j else 2)
     return total
 

@@ -130,7 +130,7 @@ def _places(affine: Tensor, out_shape: tuple[int, int, int]) -> Iterator[Tensor]
 
 
 def read_places(volume: Tensor, places: Tensor, cubic: bool, fill: float) -> Tensor:
-    """Read a volume `(z, y, x)`, samples or spline coefficients when `cubic`, at `(m, 3)` places zyx, in plain torch."""
+    """Read samples, or spline coefficients when `cubic`, `(z, y, x)` at `(m, 3)` places zyx, in plain torch."""
     low = places.detach().floor()
     indices, weights = [], []
     for axis, size in enumerate(volume.shape):
