@@ -125,11 +125,29 @@ def fit_local_field(
     best = min(_ROUGHNESS, key=lambda roughness: trials[roughness].merit(limit))
     if not trials[best].merit(limit) < (1 - LEAST_GAIN) * trials[0.0].merit(limit):
         return None
-    shift, shifts, steps = _System(tracks_px, geometry, points_px, net).solve(best)
-    moved, points = replace(geometry, shift_px=geometry.shift_px + shift), points_px + steps
-    residuals = tracks_px - net.shift(shifts) - project_points(moved, points)
-    field = FittedField(net.low, net.high, np.einsum("vl,lyxi->vyxi", net.lines, shifts))
-    return LocalAlignment(moved, points, residuals, field, trials[best])
+    shift, lines, steps = _System(tracks_px, geometry, points_px, net).solve(best)
+    shifts, places, means = _part_field(np.einsum("vl,lyxi->vyxi", net.lines, lines), view_matrices(geometry))
+    points = points_px + steps + np.einsum("by,bx,yxk->bk", net.along, net.across, places)
+    moved = replace(geometry, shift_px=geometry.shift_px + shift + means)
+    local = np.einsum("by,bx,vyxi->bvi", net.along, net.across, shifts, optimize=True)
+    residuals = tracks_px - local - project_points(moved, points)
+    return LocalAlignment(
+        moved, points, residuals, FittedField(net.low, net.high, shifts), trials[best]
+    )
+
+
+def _part_field(shifts: FloatArray, matrices: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Take off a field `(n, y, x, 2)` what no image tells from another shape of the specimen or shifts of the views.
+
+    Returns the least field that is left, the steps `(y, x, 3)` of the specimen and the shifts `(n, 2)`.
+    """
+    normal = np.linalg.inv(np.einsum("vik,vil->kl", matrices, matrices))
+    means = np.zeros((len(shifts), 2))
+    for _ in range(20):
+        places = np.einsum("kl,vil,vyxi->yxk", normal, matrices, shifts - means[:, None, None])
+        seen = np.einsum("vik,yxk->vyxi", matrices, places)
+        means = (shifts - seen).mean(axis=(1, 2))
+    return np.asarray(shifts - seen - means[:, None, None]), np.asarray(places), np.asarray(means)
 
 
 @dataclass(frozen=True, eq=False)
