@@ -71,6 +71,13 @@ class AlignTiltsParams(Params):
             "`rigid`; `reconstruct` and IMOD apply it, RELION does not"
         ),
     ] = True
+    refine: Annotated[
+        bool,
+        Field(
+            description="match views aligned by beads with projections of the reconstruction in the end; always done "
+            "with patches"
+        ),
+    ] = False
     stack: Annotated[bool, Field(description="write the aligned stacks and their sampling masks too")] = False
 
 
@@ -99,7 +106,7 @@ class SeriesAlignment:
     marks
         Whether they are beads or patches, and how large in pixels of the averaged views.
     found
-        Beads that were found in each good view; empty when it was aligned by patches.
+        Beads that were found in each good view; with patches those that were erased, empty without gold.
     warnings
         Sentences for the user; one that begins with POOR means that the result is not to be trusted.
     """
@@ -123,7 +130,13 @@ def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignmen
     views = _read_views(series)
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
     method = Method(
-        params.method, rough, params.search_axis, params.bead_diameter, params.rigid, params.local
+        params.method,
+        rough,
+        params.search_axis,
+        params.bead_diameter,
+        params.rigid,
+        params.local,
+        params.refine,
     )
     outcome = align_views(
         [views.images[row] for row in views.good],

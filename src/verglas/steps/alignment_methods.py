@@ -1,6 +1,6 @@
 """By what a tilt series is aligned, beads or patches, and what is to be said of the result."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +48,8 @@ class Method:
         Whether magnification, stretch and skew of the views are kept.
     local
         Whether a local field may be fitted.
+    refine
+        Whether views aligned by beads are matched with projections in the end.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Method:
     bead_diameter_angstrom: float | None = None
     rigid: bool = False
     local: bool = True
+    refine: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Outcome:
     marks
         Of which kind and size.
     found
-        Beads that were found in each view; empty for patches.
+        Beads that were found in each view; for patches those that were erased, empty when there is no gold.
     notes
         Why it was not aligned by what was tried first.
     """
@@ -92,10 +95,12 @@ def align_views(
     """
     if not images:
         raise UserError("no view of the series is selected and without fault; expected at least five")
+    given = method.bead_diameter_angstrom
+    diameter = None if given is None else given / pixel_size_angstrom
     if method.name == "patches":
-        return _align_by_patches(images, tilt_deg, method)
+        return _align_by_patches(images, tilt_deg, diameter, method)
     try:
-        by_beads = _align_by_beads(images, tilt_deg, pixel_size_angstrom, method)
+        by_beads = _align_by_beads(images, tilt_deg, diameter, method)
         problem = _doubt_beads(by_beads.alignment)
     except UserError as error:
         if method.name == "beads":
@@ -104,49 +109,72 @@ def align_views(
     if by_beads is not None and (method.name == "beads" or not problem):
         return by_beads
     try:
-        by_patches = _align_by_patches(images, tilt_deg, method)
+        by_patches = _align_by_patches(images, tilt_deg, diameter, method)
     except UserError as error:
         if by_beads is not None:
             return by_beads
         raise UserError(f"{problem}; and by patches: {error}") from error
     note = f"aligned by patches, for beads do not carry an alignment: {problem}"
-    return Outcome(by_patches.alignment, by_patches.marks, notes=(note,))
+    return replace(by_patches, notes=(note,))
 
 
 def _align_by_beads(
-    images: list[Image], tilt_deg: FloatArray, pixel_size_angstrom: float, method: Method
+    images: list[Image], tilt_deg: FloatArray, diameter_px: float | None, method: Method
 ) -> Outcome:
-    from verglas.algo.fiducials.find import estimate_diameter, find_beads
     from verglas.algo.tilt_alignment.bead_alignment import align_by_beads
     from verglas.algo.tilt_alignment.bundle import VARIABLES
+    from verglas.steps.gold_in_views import find_view_beads
 
-    if method.bead_diameter_angstrom is None:
-        lowest = np.argsort(np.abs(tilt_deg), kind="stable")[:5:2]
-        diameter = estimate_diameter([images[row] for row in lowest])
-    else:
-        diameter = method.bead_diameter_angstrom / pixel_size_angstrom
-    detections = [find_beads(image, diameter).positions_px for image in images]
-    variables = _RIGID if method.rigid else VARIABLES
+    found = find_view_beads(images, tilt_deg, diameter_px)
     alignment = align_by_beads(
         images,
         tilt_deg,
-        detections,
-        diameter,
+        found.places_px,
+        found.diameter_px,
         method.axis_deg,
-        variables,
+        _RIGID if method.rigid else VARIABLES,
         search=method.search_axis,
         local=method.local and not method.rigid,
     )
-    return Outcome(alignment, Marks("beads", diameter), tuple(len(places) for places in detections))
+    outcome = Outcome(alignment, Marks("beads", found.diameter_px), found.counts)
+    return _match_projections(images, tilt_deg, outcome) if method.refine else outcome
 
 
-def _align_by_patches(images: list[Image], tilt_deg: FloatArray, method: Method) -> Outcome:
+def _align_by_patches(
+    images: list[Image], tilt_deg: FloatArray, diameter_px: float | None, method: Method
+) -> Outcome:
+    """Align by patches of the views from which gold is erased, for it would outweigh all else."""
     from verglas.algo.tilt_alignment.patch_alignment import align_by_patches
+    from verglas.steps.gold_in_views import erase_gold
 
+    erased, counts = erase_gold(images, tilt_deg, diameter_px)
     alignment = align_by_patches(
-        images, tilt_deg, method.axis_deg, search=method.search_axis, rigid=method.rigid
+        erased, tilt_deg, method.axis_deg, search=method.search_axis, rigid=method.rigid
     )
-    return Outcome(alignment, Marks("patches", alignment.size_px))
+    return Outcome(alignment, Marks("patches", alignment.size_px), counts)
+
+
+def _match_projections(images: list[Image], tilt_deg: FloatArray, outcome: Outcome) -> Outcome:
+    """Refine an alignment by beads; kept only if the beads fit as well as those held out did."""
+    from verglas.algo.tilt_alignment.bundle import locate_beads
+    from verglas.algo.tilt_alignment.projection_matching import match_projections
+    from verglas.steps.gold_in_views import erase_gold
+
+    alignment = outcome.alignment
+    if alignment.slab is None:
+        return replace(outcome, notes=("too few beads to tell the slab that projection matching needs",))
+    erased, _ = erase_gold(images, tilt_deg, outcome.marks.size_px)
+    matched = match_projections(erased, alignment.geometry, alignment.slab.thickness_px)
+    placed = locate_beads(alignment.tracks_px, matched.geometry)
+    if not matched.gain > 0 or np.hypot(*placed.rms_px) > np.hypot(*alignment.trials[0].held_out_px):
+        return replace(outcome, notes=("projection matching found nothing better than the beads say",))
+    better = replace(
+        alignment,
+        geometry=matched.geometry,
+        points_px=placed.points_px,
+        residuals_px=placed.residuals_px,
+    )
+    return replace(outcome, alignment=better)
 
 
 def _doubt_beads(alignment: "BeadAlignment | PatchAlignment") -> str:

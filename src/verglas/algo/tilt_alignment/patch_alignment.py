@@ -20,6 +20,7 @@ from verglas.algo.tilt_alignment.patches import (
     plane_matrices,
     whiten_view,
 )
+from verglas.algo.tilt_alignment.projection_matching import match_projections
 from verglas.algo.tilt_alignment.selection import Trial
 from verglas.algo.tilt_alignment.slab import Slab, level_specimen
 from verglas.errors import UserError
@@ -67,11 +68,12 @@ class Level:
 
 LEVELS = (
     Level(128, 64, 0.6, 10.0, 6, Freedom(axis=1), 1e-3, True),
-    Level(256, 64, 0.6, 6.0, 8, Freedom(axis=1, scale=5), 3e-4, True),
-    Level(512, 96, 0.6, 5.0, 6, Freedom(axis=1, scale=5), 1e-4, False),
+    Level(256, 64, 0.6, 6.0, 6, Freedom(axis=1, scale=5), 3e-4, False),
+    Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
 )
 
 _CONVERGED_PX = 0.1
+_WORTH_FINER = 0.3
 _LAST_ROUNDS = 2
 _FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
@@ -107,6 +109,9 @@ class PatchAlignment:
         `(patches, n)` correlation of each patch with what the other views predict.
     axis_search
         What common lines say of the axis; none when they were not asked.
+    gain
+        By what fraction the views agreed better with projections of the others once they had been matched with
+        them; not above zero when they were left where the patches say.
     """
 
     geometry: ViewGeometry
@@ -119,6 +124,7 @@ class PatchAlignment:
     factor: int
     scores: FloatArray
     axis_search: AxisSearch | None = None
+    gain: float = 0.0
 
     @property
     def lost(self) -> npt.NDArray[np.bool_]:
@@ -178,7 +184,8 @@ def align_by_patches(
             "neighbouring views do not show the same: held-out patches lie "
             f"{miss * result.factor:.1f} pixels from where the others say; expected a specimen with structure"
         )
-    return replace(result, axis_search=found)
+    matched = match_projections(images, result.geometry, result.slab.thickness_px)
+    return replace(result, geometry=matched.geometry, axis_search=found, gain=matched.gain)
 
 
 def refine_by_patches(
@@ -220,6 +227,8 @@ def refine_by_patches(
             if moved < _CONVERGED_PX:
                 break
         state = state.resize(factor)
+        if found.highest < _WORTH_FINER:
+            break
     state = state.resize(1 / factor)
     fit, trials = refine_patches(found.tracks, state.geometry, search.nominal, freedoms)
     for _ in range(_LAST_ROUNDS):
