@@ -245,7 +245,7 @@ def _warn_of_axis(outcome: Outcome, rough_deg: float) -> list[str]:
     if search is not None and search.certainty < CERTAIN:
         warnings.append(
             f"common lines do not tell the tilt axis (certainty {search.certainty:.1f}, expected {CERTAIN:g}); "
-            "the alignment began with the rough angle or their best guess"
+            "the alignment began with their best guess"
         )
     return warnings
 

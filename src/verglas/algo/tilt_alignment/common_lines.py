@@ -23,7 +23,7 @@ Image = npt.NDArray[np.floating]
 LARGEST_SIDE = 128
 """Views are averaged in blocks to about this many pixels a side."""
 
-CERTAIN = 2.0
+CERTAIN = 3.0
 """A certainty below this says that the axis may be another one."""
 
 _STEP_DEG, _FINE_STEP_DEG, _FINE_DEG = 2.0, 0.25, 4.0

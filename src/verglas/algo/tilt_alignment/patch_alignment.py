@@ -72,8 +72,10 @@ LEVELS = (
     Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
 )
 
+_AXIS_REACH_DEG = 10.0
 _CONVERGED_PX = 0.1
 _WORTH_FINER = 0.3
+_BOLD, _STEEPEST = 2.0, 0.3
 _LAST_ROUNDS = 2
 _FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
@@ -108,7 +110,7 @@ class PatchAlignment:
     scores
         `(patches, n)` correlation of each patch with what the other views predict.
     axis_search
-        What common lines say of the axis; none when they were not asked.
+        What common lines say of the axis; none when the rough one was taken.
     gain
         By what fraction the views agreed better with projections of the others once they had been matched with
         them; not above zero when they were left where the patches say.
@@ -148,8 +150,9 @@ def align_by_patches(
 ) -> PatchAlignment:
     """Align views by what they show.
 
-    Common lines are asked for the axis. What they say is taken when it is certain, and when nothing else is known;
-    of two opposite directions that nearer to the rough one.
+    Common lines tell the axis to some five degrees. What they say is taken when nothing else is known, and when they
+    are certain that the rough one is more than ten degrees off: nearer than that the patches find it themselves. Of
+    two opposite directions that nearer to the rough one is taken.
 
     Parameters
     ----------
@@ -175,7 +178,9 @@ def align_by_patches(
     found = find_axis_by_lines(images, tilt, find_coarse_shifts(images, tilt, axis_deg))
     known = 0.0 if axis_deg is None else axis_deg
     nearer = found.axis_deg + 180 * round((known - found.axis_deg) / 180)
-    axis = nearer if search or axis_deg is None or found.certainty >= CERTAIN else known
+    elsewhere = abs(nearer - known) > _AXIS_REACH_DEG and found.certainty >= CERTAIN
+    asked = search or axis_deg is None or elsewhere
+    axis = nearer if asked else known
     shifts = find_coarse_shifts(images, tilt, axis)
     result = refine_by_patches(images, start_geometry(tilt, axis, shifts), rigid=rigid)
     miss = float(np.hypot(*result.trials[0].held_out_px)) / result.factor
@@ -185,7 +190,7 @@ def align_by_patches(
             f"{miss * result.factor:.1f} pixels from where the others say; expected a specimen with structure"
         )
     matched = match_projections(images, result.geometry, result.slab.thickness_px)
-    return replace(result, geometry=matched.geometry, axis_search=found, gain=matched.gain)
+    return replace(result, geometry=matched.geometry, axis_search=found if asked else None, gain=matched.gain)
 
 
 def refine_by_patches(
@@ -223,7 +228,7 @@ def refine_by_patches(
         for _ in range(level.rounds):
             found, fit = search.measure(state, replace(level.freedom, scale=0) if rigid else level.freedom)
             moved = measure_change(fit, state.geometry)
-            state = replace(state, geometry=fit.geometry, slope=fit_slope(fit)[0])
+            state = state.follow(fit)
             if moved < _CONVERGED_PX:
                 break
         state = state.resize(factor)
@@ -232,7 +237,7 @@ def refine_by_patches(
     state = state.resize(1 / factor)
     fit, trials = refine_patches(found.tracks, state.geometry, search.nominal, freedoms)
     for _ in range(_LAST_ROUNDS):
-        state = replace(state, geometry=fit.geometry, slope=fit_slope(fit)[0])
+        state = state.follow(fit)
         found, fit = search.measure(state, trials[0].freedom)
     return _conclude(fit, found, trials, search.lay(state), factor, images[0].shape)
 
@@ -244,6 +249,14 @@ class _State:
     geometry: ViewGeometry
     slope: tuple[float, float]
     thickness_px: float
+
+    def follow(self, fit: BundleFit) -> "_State":
+        # Heights of patches are drawn to the plane in which they were measured, so the slope goes beyond them.
+        x, y = (
+            float(np.clip(old + _BOLD * (new - old), -_STEEPEST, _STEEPEST))
+            for old, new in zip(self.slope, fit_slope(fit)[0], strict=True)
+        )
+        return replace(self, geometry=fit.geometry, slope=(x, y))
 
     def resize(self, factor: float) -> "_State":
         return _State(_resize(self.geometry, factor), self.slope, self.thickness_px * factor)
@@ -339,7 +352,7 @@ def fit_slope(fit: BundleFit) -> tuple[tuple[float, float], float]:
         spread = 1.4826 * float(np.median(np.abs(miss))) + 1e-6
         weights = 1 / np.sqrt(1 + (miss / (3 * spread)) ** 2)
     errors = spread * np.sqrt(np.diag(np.linalg.pinv(design.T @ design))[:2])
-    x, y = np.clip(found[:2], -0.3, 0.3)
+    x, y = np.clip(found[:2], -_STEEPEST, _STEEPEST)
     return (float(x), float(y)), float(np.rad2deg(errors.max()))
 
 
