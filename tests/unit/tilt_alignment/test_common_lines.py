@@ -16,13 +16,6 @@ def test_the_axis_is_found():
     assert np.median(found.scores[away]) < found.scores.max() - 3 * found.scores[away].std()
 
 
-def test_lone_molecules_make_it_certain():
-    made = make_sparse_series()
-    found = find_axis_by_lines(made.views, made.tilt_deg, np.zeros((len(made.tilt_deg), 2)))
-    assert abs(found.axis_deg - 30.0) < 1.0
-    assert found.certainty > CERTAIN
-
-
 def test_noise_has_no_axis():
     noise = list(np.random.default_rng(0).poisson(100.0, (21, 96, 96)).astype(float))
     tilts = np.linspace(-60, 60, 21)

@@ -75,7 +75,7 @@ LEVELS = (
 _AXIS_REACH_DEG = 10.0
 _CONVERGED_PX = 0.1
 _WORTH_FINER = 0.3
-_BOLD, _STEEPEST = 2.0, 0.3
+_BOLD, _STEEPEST = 1.7, 0.3
 _LAST_ROUNDS = 2
 _FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
@@ -251,12 +251,15 @@ class _State:
     thickness_px: float
 
     def follow(self, fit: BundleFit) -> "_State":
-        # Heights of patches are drawn to the plane in which they were measured, so the slope goes beyond them.
+        # Patches are drawn to the plane and the axis with which they were measured, so both go beyond what they say.
         x, y = (
             float(np.clip(old + _BOLD * (new - old), -_STEEPEST, _STEEPEST))
             for old, new in zip(self.slope, fit_slope(fit)[0], strict=True)
         )
-        return replace(self, geometry=fit.geometry, slope=(x, y))
+        turn = (_BOLD - 1) * (fit.geometry.axis_deg - self.geometry.axis_deg)
+        return replace(
+            self, geometry=replace(fit.geometry, axis_deg=fit.geometry.axis_deg + turn), slope=(x, y)
+        )
 
     def resize(self, factor: float) -> "_State":
         return _State(_resize(self.geometry, factor), self.slope, self.thickness_px * factor)

@@ -18,6 +18,7 @@ from verglas.algo.tilt_alignment.prediction import (
     plane_frequencies,
     predict_views,
 )
+from verglas.errors import UserError
 from verglas.ops.interpolation import affine_transform_images
 
 FloatArray = npt.NDArray[np.float64]
@@ -177,6 +178,11 @@ def measure_layer(
     anchor
         What is known of the middle of a track, beside what is known of a view by the others: little when the
         geometry is good.
+
+    Raises
+    ------
+    UserError
+        When neighbouring views have nothing in common.
     """
     patches, covered = cut_layer(views, geometry, layer)
     good = covered >= LEAST_COVERED
@@ -185,6 +191,10 @@ def measure_layer(
     smear = torch.from_numpy(tau * layer.thickness_px).float()
     rings = image_frequencies(plane, layer.size)
     shares = estimate_share(transforms, smear, rings)
+    if not (shares > 0).any():
+        raise UserError(
+            "neighbouring views do not show the same at any frequency; expected a specimen with structure"
+        )
     predictor = make_predictor(smear, spread_share(shares, rings, layer.size), layer.size)
     predicted = predict_views(transforms, predictor)
     scores = torch.fft.irfft2((transforms * predicted.conj()).contiguous(), s=(layer.size,) * 2)
@@ -284,7 +294,8 @@ def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: 
     share = top.sum(axis=0) / np.maximum(bottom.sum(axis=0), 1e-12)
     share = np.clip(np.convolve(np.pad(share, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"), 0.0, 0.95)
     # Beyond the first ring in which nothing is shared there is noise, which must not be followed.
-    share[np.logical_or.accumulate(share < _LEAST_SHARE)] = 0.0
+    lacking = (share < _LEAST_SHARE) & (np.arange(count) >= share.argmax())
+    share[np.logical_or.accumulate(lacking)] = 0.0
     # A pair shares the geometric mean of what is signal in its two views.
     strength = (top * share).sum(axis=1) / np.maximum((bottom * share**2).sum(axis=1), 1e-12)
     padded = np.pad(np.log(np.clip(strength, 0.1, 2.0)), 1, mode="edge")
