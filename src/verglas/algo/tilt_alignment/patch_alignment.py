@@ -76,7 +76,7 @@ _AXIS_REACH_DEG = 10.0
 _CONVERGED_PX = 0.1
 _WORTH_FINER = 0.3
 _BOLD, _STEEPEST = 1.7, 0.3
-_LAST_ROUNDS = 2
+_LAST_ROUNDS = 1
 _FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
 _LARGEST = 2.0
@@ -232,7 +232,7 @@ def refine_by_patches(
             if moved < _CONVERGED_PX:
                 break
         state = state.resize(factor)
-        if found.highest < _WORTH_FINER:
+        if found.highest < _WORTH_FINER or factor == 1:
             break
     state = state.resize(1 / factor)
     fit, trials = refine_patches(found.tracks, state.geometry, search.nominal, freedoms)

@@ -14,7 +14,7 @@ import torch
 
 from verglas.algo.tilt_alignment.geometry import ViewGeometry
 from verglas.algo.tilt_alignment.patches import Displacements, Layer, measure_layer, whiten_view
-from verglas.ops.binning import bin_images
+from verglas.ops.binning import bin_images, binned_centre_step
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.floating]
@@ -80,7 +80,9 @@ def match_projections(
         reach = max(_SHORTEST_REACH, _REACH * size)
         return measure_layer(views, replace(geometry, shift_px=shift_px), layer, reach, anchor=_ANCHOR)
 
-    shift = geometry.shift_px / factor
+    # Block averages have their centre elsewhere than the views.
+    step = np.array([binned_centre_step(length, factor) for length in images[0].shape[::-1]])
+    shift = (geometry.shift_px - step) / factor
     found = measure(shift)
     first = found.scores[0]
     for _ in range(_ROUNDS):
@@ -91,4 +93,4 @@ def match_projections(
     gain = after / before - 1 if before > 0 else 0.0
     if not gain > 0:
         return MatchedViews(geometry, first, gain)
-    return MatchedViews(replace(geometry, shift_px=shift * factor), found.scores[0], gain)
+    return MatchedViews(replace(geometry, shift_px=shift * factor + step), found.scores[0], gain)
