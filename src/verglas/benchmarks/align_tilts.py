@@ -213,16 +213,22 @@ def _align_real() -> Iterator[Figure]:
             ratio=theirs / value,
         )
     yield from _compare_with_warp(done, warp)
-    yield from _align_real_by_patches(raw, warp)
+    yield from _align_real_by_patches(raw, done, warp)
+
+
+def _find_warps_views(done: SeriesAlignment, theirs: ViewGeometry) -> npt.NDArray[np.bool_]:
+    """Find the views in which Warp's alignment leaves the beads where they are."""
+    left = locate_beads(done.alignment.tracks_px, theirs).residuals_px
+    off = np.array([np.nanmedian(np.linalg.norm(one, axis=1)) for one in left.swapaxes(0, 1)])
+    return np.asarray(off <= _OFF_PX)
 
 
 def _compare_with_warp(done: SeriesAlignment, warp: TiltSeries) -> Iterator[Figure]:
     theirs = to_geometry(warp)
     left = locate_beads(done.alignment.tracks_px, theirs)
-    off = np.array([np.nanmedian(np.linalg.norm(one, axis=1)) for one in left.residuals_px.swapaxes(0, 1)])
     points = left.points_px[np.isfinite(left.points_px).all(axis=1)]
     difference: GeometryDifference = compare_geometries(done.alignment.geometry, theirs, points)
-    fits = off <= _OFF_PX
+    fits = _find_warps_views(done, theirs)
     rms = float(np.sqrt((difference.shift_px[fits] ** 2).mean(axis=0)).max())
     yield Figure(
         "align-tilts.00254_from_warp",
@@ -235,22 +241,32 @@ def _compare_with_warp(done: SeriesAlignment, warp: TiltSeries) -> Iterator[Figu
     yield Figure("align-tilts.00254_from_warp_all_views", everywhere, "px, the same over all views")
 
 
-def _align_real_by_patches(raw: TiltSeries, warp: TiltSeries) -> Iterator[Figure]:
+def _align_real_by_patches(raw: TiltSeries, beads: SeriesAlignment, warp: TiltSeries) -> Iterator[Figure]:
     """Erase the beads and go by the specimen alone."""
     done = align_series(raw, AlignTiltsParams(tilt_series=raw.images[0].path, method="patches"))
-    points = done.alignment.points_px
+    points = beads.alignment.points_px
     points = points[np.isfinite(points).all(axis=1)]
-    difference = compare_geometries(done.alignment.geometry, to_geometry(warp), points)
-    rms = float(np.sqrt((difference.shift_px**2).mean(axis=0)).max())
+    theirs = to_geometry(warp)
+    from_warp = compare_geometries(done.alignment.geometry, theirs, points)
+    fits = _find_warps_views(beads, theirs)
+    rms = float(np.sqrt((from_warp.shift_px[fits] ** 2).mean(axis=0)).max())
     yield Figure(
         "align-tilts.00254_patches_from_warp",
         rms,
-        f"px, RMS in x or y over all views; {np.median(done.found):.0f} beads a view erased first",
+        f"px, RMS in x or y over the same {int(fits.sum())} views; {np.median(done.found):.0f} beads a view erased first",
         target=f"within {BARE_FROM_WARP_PX:g}",
         holds=rms <= BARE_FROM_WARP_PX,
     )
+    from_beads = compare_geometries(done.alignment.geometry, beads.alignment.geometry, points)
     yield Figure(
-        "align-tilts.00254_patches_axis", abs(float(difference.axis_deg.mean())), "degrees from Warp's axis"
+        "align-tilts.00254_patches_from_beads",
+        max(from_beads.rms_shift_px),
+        "px, RMS in x or y over all views, from the alignment by beads",
+    )
+    yield Figure(
+        "align-tilts.00254_patches_axis",
+        abs(float(from_beads.axis_deg.mean())),
+        "degrees from the beads' axis",
     )
 
 
