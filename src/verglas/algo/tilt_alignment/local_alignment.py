@@ -131,9 +131,7 @@ def fit_local_field(
     moved = replace(geometry, shift_px=geometry.shift_px + shift + means)
     local = np.einsum("by,bx,vyxi->bvi", net.along, net.across, shifts, optimize=True)
     residuals = tracks_px - local - project_points(moved, points)
-    return LocalAlignment(
-        moved, points, residuals, FittedField(net.low, net.high, shifts), trials[best]
-    )
+    return LocalAlignment(moved, points, residuals, FittedField(net.low, net.high, shifts), trials[best])
 
 
 def _part_field(shifts: FloatArray, matrices: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
