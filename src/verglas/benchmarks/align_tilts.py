@@ -15,6 +15,7 @@ from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
 from verglas.algo.tilt_alignment.gauge import GeometryDifference, compare_geometries
 from verglas.algo.tilt_alignment.geometry import ViewGeometry
 from verglas.benchmarks.bead_cases import KINDS, PIXEL_ANGSTROM, BeadCase, list_cases, make_case
+from verglas.benchmarks.bead_edges import measure_bead_edge
 from verglas.benchmarks.harness import NO_PEER, Figure, measure_process, measure_time
 from verglas.benchmarks.peers import TORCH_TILTXCORR, run_peer
 from verglas.errors import UserError
@@ -213,6 +214,7 @@ def _align_real() -> Iterator[Figure]:
             ratio=theirs / value,
         )
     yield from _compare_with_warp(done, warp)
+    yield from _compare_sharpness(done, warp)
     yield from _align_real_by_patches(raw, done, warp)
 
 
@@ -253,7 +255,7 @@ def _align_real_by_patches(raw: TiltSeries, beads: SeriesAlignment, warp: TiltSe
     yield Figure(
         "align-tilts.00254_patches_from_warp",
         rms,
-        f"px, RMS in x or y over the same {int(fits.sum())} views; {np.median(done.found):.0f} beads a view erased first",
+        f"px, RMS in x or y over the same {int(fits.sum())} views; {np.median(done.found):.0f} beads a view erased",
         target=f"within {BARE_FROM_WARP_PX:g}",
         holds=rms <= BARE_FROM_WARP_PX,
     )
@@ -267,6 +269,32 @@ def _align_real_by_patches(raw: TiltSeries, beads: SeriesAlignment, warp: TiltSe
         "align-tilts.00254_patches_axis",
         abs(float(from_beads.axis_deg.mean())),
         "degrees from the beads' axis",
+    )
+
+
+def _compare_sharpness(done: SeriesAlignment, warp: TiltSeries) -> Iterator[Figure]:
+    """Reconstruct with both alignments, and compare the edges of the beads."""
+    pixel, edges = warp.pixel_size_angstrom, []
+    theirs = locate_beads(done.alignment.tracks_px, to_geometry(warp)).points_px
+    with tempfile.TemporaryDirectory(prefix="verglas-align-") as scratch:
+        folder = Path(scratch)
+        for job, series, places in (
+            ("ours", done.aligned, done.alignment.points_px),
+            ("warp", warp, theirs),
+        ):
+            write_tilt_series(folder / job, [series])
+            volume = _reconstruct(folder, job, pixel, 3000.0)
+            known = places[np.isfinite(places).all(axis=1)]
+            edges.append(measure_bead_edge(volume, known, done.marks.size_px))
+    yield Figure(
+        "align-tilts.00254_bead_edge",
+        edges[0],
+        "standard deviations a voxel, steepest rise of the mean bead in the tomogram",
+        target="at least as steep as with Warp's alignment",
+        holds=edges[0] >= edges[1],
+        peer="the tomogram by Warp's shipped alignment",
+        peer_value=edges[1],
+        ratio=edges[0] / edges[1],
     )
 
 
@@ -334,7 +362,7 @@ def _run_command(quick: bool) -> Iterator[Figure]:
         (imod,) = (folder / "align/imod").iterdir()
         back = ImportParams(inputs=(imod,), stack=folder / "views.mrc", pixel_size=PIXEL_ANGSTROM / factor)
         run_step(IMPORT_STEP, back, folder / "import", options=_QUIET)
-        one, other = (_reconstruct(folder, job) for job in ("align", "import"))
+        one, other = (_reconstruct(folder, job, 20.0, 800.0)[:, 8:-8, 8:-8] for job in ("align", "import"))
     yield Figure(
         "align-tilts.command_seconds",
         peak.seconds,
@@ -359,11 +387,14 @@ def _run_command(quick: bool) -> Iterator[Figure]:
     )
 
 
-def _reconstruct(folder: Path, job: str) -> FloatArray:
-    """Make a tomogram of voxels of 20 Å, without its borders."""
+def _reconstruct(folder: Path, job: str, voxel: float, thickness: float) -> FloatArray:
+    """Make a tomogram; sizes in Å."""
     params = ReconstructParams(
-        tilt_series=folder / job / "tilt_series.star", pixel_size=20.0, thickness=800.0, dose_weight=False
+        tilt_series=folder / job / "tilt_series.star",
+        pixel_size=voxel,
+        thickness=thickness,
+        dose_weight=False,
     )
     out = folder / f"{job}_tomogram"
     report = run_step(RECONSTRUCT_STEP, params, out, options=_QUIET)
-    return read_mrc(out / f"tomograms/{report.done[0]}.mrc")[:, 8:-8, 8:-8].astype(np.float64)
+    return read_mrc(out / f"tomograms/{report.done[0]}.mrc").astype(np.float64)
