@@ -77,8 +77,12 @@ def test_matching_with_projections_leaves_what_beads_know(series, tmp_path):
     assert np.hypot(*difference.rms_shift_px) < 0.3
     values = report.summary.values
     told = any("projection" in warning for warning in report.summary.warnings)
-    # Either the beads' residuals are those of the matched views, no larger than the held-out ones, or a warning tells.
-    assert told or values["residual x"].value <= 1.5 * values["held-out residual x"].value
+    # Either a warning tells that nothing was changed, or the beads fit as well as the held-out ones did.
+    residual, held_out = (
+        np.hypot(*(values[f"{kind} {axis}"].value for axis in "xy"))
+        for kind in ("residual", "held-out residual")
+    )
+    assert told or residual <= held_out + 0.01
 
 
 def test_a_blank_view_is_left_out_and_its_dose_counts(series, job):
