@@ -169,7 +169,7 @@ def _match_projections(images: list[Image], tilt_deg: FloatArray, outcome: Outco
     except UserError as error:
         return replace(outcome, notes=(f"not matched with projections: {error}",))
     placed = locate_beads(alignment.tracks_px, matched.geometry)
-    if not matched.gain > 0 or np.hypot(*placed.rms_px) > np.hypot(*alignment.trials[0].held_out_px):
+    if not matched.better or np.hypot(*placed.rms_px) > np.hypot(*alignment.trials[0].held_out_px):
         return replace(outcome, notes=("projection matching found nothing better than the beads say",))
     better = replace(
         alignment,

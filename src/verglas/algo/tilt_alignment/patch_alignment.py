@@ -114,7 +114,7 @@ class PatchAlignment:
         What common lines say of the axis; none when the rough one was taken.
     gain
         By what fraction the views agreed better with projections of the others once they had been matched with
-        them; not above zero when they were left where the patches say.
+        them; if it is below `LEAST_GAIN` of `projection_matching` they were left where the patches say.
     """
 
     geometry: ViewGeometry

@@ -22,6 +22,9 @@ Image = npt.NDArray[np.floating]
 LARGEST_SIDE = 128
 """Views are averaged in blocks to about this many pixels a side."""
 
+LEAST_GAIN = 0.003
+"""Matched views are kept when their mean score rises by this fraction: smaller gains came with worse shifts."""
+
 _COVERED = 0.9
 _REACH = 0.03
 _SHORTEST_REACH = 2.0
@@ -40,8 +43,13 @@ class MatchedViews:
     scores
         `(n,)` correlation of each view with the projection of the others.
     gain
-        By what fraction the mean score rose; not above zero when nothing better was found.
+        By what fraction the mean score rose.
     """
+
+    @property
+    def better(self) -> bool:
+        """Whether it rose enough for the matched shifts to be kept."""
+        return self.gain >= LEAST_GAIN
 
     geometry: ViewGeometry
     scores: FloatArray
@@ -56,7 +64,8 @@ def match_projections(
 ) -> MatchedViews:
     """Refine the shifts of the views.
 
-    They are taken only when the views agree better with the predictions than before. No view takes part in its own.
+    They are kept only when the views agree clearly better with the predictions than before. No view takes part in its
+    own.
 
     Parameters
     ----------
@@ -91,6 +100,5 @@ def match_projections(
         found = measure(shift)
     before, after = float(np.nanmean(first)), float(np.nanmean(found.scores))
     gain = after / before - 1 if before > 0 else 0.0
-    if not gain > 0:
-        return MatchedViews(geometry, first, gain)
-    return MatchedViews(replace(geometry, shift_px=shift * factor + step), found.scores[0], gain)
+    matched = MatchedViews(replace(geometry, shift_px=shift * factor + step), found.scores[0], gain)
+    return matched if matched.better else MatchedViews(geometry, first, gain)
