@@ -99,6 +99,24 @@ STEPS = (
         "Reconstruct tomograms from aligned tilt series.",
     ),
     StepCommand(
+        "particles",
+        "verglas.steps.particles.PARTICLES_STEP",
+        SUBTOMOGRAMS,
+        "Assign half sets, and remove duplicates and poor particles.",
+    ),
+    StepCommand(
+        "average",
+        "verglas.steps.average.AVERAGE_STEP",
+        SUBTOMOGRAMS,
+        "Average particles from their tilt images.",
+    ),
+    StepCommand(
+        "align",
+        "verglas.steps.align.ALIGN_STEP",
+        SUBTOMOGRAMS,
+        "Align particles to an average or a first reference.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,

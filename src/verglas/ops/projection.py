@@ -206,9 +206,7 @@ def insert_slices_apart(
     weights: Float[Tensor, "p s y kx"],
     rotations: Float[Tensor, "p s 3 3"],
     volume_size: int,
-) -> tuple[
-    Complex[Tensor, "p padded padded padded_half"], Float[Tensor, "p padded padded padded_half"]
-]:
+) -> tuple[Complex[Tensor, "p padded padded padded_half"], Float[Tensor, "p padded padded padded_half"]]:
     """Do what `insert_slices` does for p volumes at once, each of slices of its own.
 
     Parameters

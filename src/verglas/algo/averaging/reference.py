@@ -8,6 +8,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from verglas.errors import UserError
+from verglas.ops.fft import radial_frequency
 from verglas.ops.kernels import fourier_points
 from verglas.ops.projection import transform_volume
 from verglas.shapes import Rotations
@@ -147,3 +148,26 @@ def gather_band(volume: Float[Tensor, "z y x"], band: Band) -> Complex[Tensor, "
     transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
     x, y, z = band.places_xyz.long().unbind(-1)
     return transform[z % size, y % size, x].to(torch.complex64)
+
+
+def share_low_resolution(
+    first: Float[Tensor, "z y x"],
+    second: Float[Tensor, "z y x"],
+    pixel_size_angstrom: float,
+    limit_angstrom: float,
+) -> tuple[Float[Tensor, "z y x"], Float[Tensor, "z y x"]]:
+    """Give both half maps the mean of the two up to a resolution, which keeps them in one frame.
+
+    Parameters
+    ----------
+    first, second
+        `(n, n, n)`.
+    pixel_size_angstrom
+        Of a voxel.
+    limit_angstrom
+        Finest detail that is shared, Å.
+    """
+    shape = tuple(first.shape)
+    low = radial_frequency(shape, pixel_size_angstrom, device=first.device) <= 1 / limit_angstrom
+    difference = torch.fft.irfftn(torch.fft.rfftn(second - first) * low, s=shape)
+    return first + difference / 2, second - difference / 2

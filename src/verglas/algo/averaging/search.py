@@ -217,7 +217,9 @@ def refine_poses(
     """
     products = _multiply_basis(basis, band)
     conjugate = basis.conj() * band.counts
-    best = Poses(positions_angstrom, rotations, torch.full((len(rotations),), -torch.inf, dtype=torch.float64))
+    best = Poses(
+        positions_angstrom, rotations, torch.full((len(rotations),), -torch.inf, dtype=torch.float64)
+    )
     for _ in range(rounds + 1):
         particles = insert_into_band(source, positions_angstrom, rotations, band, radius_px)
         right = (particles.data @ conjugate.T).real.double().cpu()

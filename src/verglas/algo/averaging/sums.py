@@ -11,7 +11,7 @@ from torch import Tensor
 from verglas.algo.averaging.transfer import Transfer, TransferModel, compute_transfer, measure_noise
 from verglas.algo.averaging.views import ParticleSlices, SeriesViews, cut_particles
 from verglas.ops.fft import rfft_crop
-from verglas.ops.projection import PaddedRfft, PaddedWeights, insert_slices
+from verglas.ops.projection import PaddedRfft, PaddedWeights, complete_planes, insert_slices
 from verglas.ops.statistics import fourier_shells
 from verglas.shapes import Rotations, Values, Vectors
 
@@ -138,7 +138,7 @@ def sum_particles(
     Returns
     -------
     tuple
-        `(N, N, N // 2 + 1)` sum and weight, N twice the box, of `verglas.ops.projection.insert_slices`.
+        `(N, N, N // 2 + 1)` sum and weight, N twice the box, their planes complete.
     """
     size, device = OVERSAMPLING * source.box, source.views.images.device
     shape = (size, size, size // 2 + 1)
@@ -154,7 +154,7 @@ def sum_particles(
         for operation in symmetry:
             poses = turns @ (rotations[part] @ operation)[:, None]
             insert_slices(slices, gains, poses.to(device), size, into=(sums, weights))
-    return sums, weights
+    return complete_planes(sums), complete_planes(weights)
 
 
 def _square_frequency(box: int, pixel_size_angstrom: float, device: torch.device) -> Tensor:

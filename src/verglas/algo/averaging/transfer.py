@@ -37,7 +37,11 @@ class TransferModel:
 
 
 def compute_transfer(
-    views: SeriesViews, positions_angstrom: Vectors, box: int, pixel_size_angstrom: float, model: TransferModel
+    views: SeriesViews,
+    positions_angstrom: Vectors,
+    box: int,
+    pixel_size_angstrom: float,
+    model: TransferModel,
 ) -> Transfer:
     """Amplitude with which each frequency of a particle reaches each view.
 
@@ -58,11 +62,15 @@ def compute_transfer(
     factors = torch.ones(len(series), box, box // 2 + 1)
     if model.dose:
         exposures = torch.tensor(series.pre_exposure_e_per_a2, dtype=torch.float32)
-        factors = factors * exposure_filter((box, box), pixel_size_angstrom, exposures, series.optics.voltage_kv)
+        factors = factors * exposure_filter(
+            (box, box), pixel_size_angstrom, exposures, series.optics.voltage_kv
+        )
     if model.ice_thickness_angstrom:
         tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
         cosines, exposed = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
-        shares = view_weights(torch.from_numpy(cosines), torch.from_numpy(exposed), model.ice_thickness_angstrom)
+        shares = view_weights(
+            torch.from_numpy(cosines), torch.from_numpy(exposed), model.ice_thickness_angstrom
+        )
         factors = factors * shares.to(factors)[:, None, None]
     factors = factors.to(device)
     known = np.isfinite(series.mean_defocus_angstrom)

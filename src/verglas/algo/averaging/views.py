@@ -99,7 +99,8 @@ def cut_particles(
 ) -> tuple[ParticleSlices, Bool[Tensor, "particles views"]]:
     """Cut particles from the views, centred to a fraction of a pixel.
 
-    Of each crop a disc that nearly fills it is kept, with a soft edge and without its mean.
+    Of each crop a disc that nearly fills it is kept, with a soft edge and without its mean. Where it reaches beyond the
+    view there is nothing.
 
     Parameters
     ----------
@@ -115,7 +116,7 @@ def cut_particles(
     slices
         `(p, v, n, n // 2 + 1)`.
     seen
-        `(p, v)` whether the disc lies within the view; what does not is zero.
+        `(p, v)` whether the inner half of the disc lies within the view; what does not is zero.
     """
     images = views.images
     count, (height, width) = len(images), images.shape[1:]
@@ -126,16 +127,19 @@ def cut_particles(
     first = nearest.long() - box // 2
     limit = torch.tensor([width, height])
     reach = box / 2 - _FALL_PX
-    seen = ((places >= reach) & (places <= limit - 1 - reach)).all(-1)
-    steps = torch.arange(box)
-    x = (first[..., 0, None] + steps).clamp(0, width - 1)
-    y = (first[..., 1, None] + steps).clamp(0, height - 1)
+    seen = ((places >= reach / 2) & (places <= limit - 1 - reach / 2)).all(-1)
     device = images.device
+    steps = torch.arange(box)
+    x, y = (first[..., axis, None] + steps for axis in (0, 1))
     rows = torch.arange(count)[None, :, None, None].to(device)
-    crops = images[rows, y[..., :, None].to(device), x[..., None, :].to(device)]
+    crops = images[
+        rows, y.clamp(0, height - 1)[..., None].to(device), x.clamp(0, width - 1)[..., None, :].to(device)
+    ]
+    within_x, within_y = ((x >= 0) & (x < width)).to(images), ((y >= 0) & (y < height)).to(images)
     disc = soft_sphere_mask((box, box), reach, _FALL_PX, device=device).to(images.dtype)
-    means = (crops * disc).sum((-2, -1), keepdim=True) / disc.sum()
-    crops = (crops - means) * disc * seen[..., None, None].to(device)
+    disc = disc * within_y[..., None] * (within_x * seen[..., None].to(device))[..., None, :]
+    means = (crops * disc).sum((-2, -1), keepdim=True) / disc.sum((-2, -1), keepdim=True).clamp(min=1)
+    crops = (crops - means) * disc
     shifts = (nearest - places).flip(-1).to(device)
     slices = shift_transforms(images_to_slices(crops), (box, box), shifts)
     return slices, seen.to(device)
