@@ -75,6 +75,12 @@ STEPS = (
         "Reconstruct tomograms from aligned tilt series.",
     ),
     StepCommand(
+        "regions",
+        "verglas.steps.regions.REGIONS_STEP",
+        TILT_SERIES,
+        "Choose parts of specimens to work on alone.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,
