@@ -74,7 +74,8 @@ def _time_command(quick: bool) -> Iterator[Figure]:
         seconds,
         "s, from reading the stack to the written volume",
         target="3 times faster than the faster peer",
-        holds=fastest >= 3 * seconds if fastest else None,
+        # What starts and opens files decides a small case.
+        holds=fastest >= 3 * seconds if fastest and not quick else None,
         peer=name,
         peer_value=fastest,
         ratio=fastest / seconds if fastest else None,
