@@ -81,6 +81,24 @@ STEPS = (
         "Choose parts of specimens to work on alone.",
     ),
     StepCommand(
+        "mask",
+        "verglas.steps.mask.MASK_STEP",
+        SUBTOMOGRAMS,
+        "Make masks: shapes with soft edges, or from densities.",
+    ),
+    StepCommand(
+        "symmetry",
+        "verglas.steps.symmetry.SYMMETRY_STEP",
+        SUBTOMOGRAMS,
+        "Average maps over a point group, and find its axes.",
+    ),
+    StepCommand(
+        "rescale",
+        "verglas.steps.rescale.RESCALE_STEP",
+        SUBTOMOGRAMS,
+        "Resample maps to another voxel size.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,
