@@ -1,208 +1,181 @@
-"""`reconstruct`: balls where they were put, files as promised, and bad views named."""
+"""The reconstruct step: 3-D CTF, regions, particles, what is written down, and what is refused."""
 
-import hashlib
+import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
+from verglas.api import reconstruct
 from verglas.errors import UserError
-from verglas.io.mrc import read_mrc, read_mrc_header, write_mrc
-from verglas.io.relion_tilt_series import read_tilt_series, write_tilt_series
+from verglas.io.mrc import read_mrc, read_mrc_header
+from verglas.io.regions import read_regions, write_regions
+from verglas.io.relion_particles import write_particles
+from verglas.io.relion_tilt_series import read_tilt_series
 from verglas.io.relion_tomograms import read_tomograms
-from verglas.model import ImageReference, Optics, TiltSeries
+from verglas.io.weights import read_weights
+from verglas.model import Particles, Region
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
-from verglas.steps.step import RunOptions, RunReport, run_step
+from verglas.steps.simulate import SIMULATE_STEP, SimulateParams
+from verglas.steps.step import RunOptions, run_step
 
-QUIET = RunOptions(quiet=True)
-PIXEL, SHAPE = 20.0, (40, 48)
-TILTS = np.arange(-60.0, 61.0, 6.0)
-BALLS = np.array([[100.0, -160.0, 120.0], [-240.0, 60.0, -80.0], [0.0, 200.0, 0.0]])
-"""xyz in Å."""
+QUIET = RunOptions(quiet=True, device="cpu")
 
 
-def make_images(z_rot: float = 30.0, shift: tuple[float, float] = (40.0, -20.0)) -> np.ndarray:
-    """Dark balls on a bright ground, their places written out by trigonometry."""
-    images = np.full((len(TILTS), *SHAPE), 100.0)
-    rows, columns = ((np.arange(n) - n // 2) * PIXEL for n in SHAPE)
-    tilt, turn = np.deg2rad(TILTS), np.deg2rad(z_rot)
-    for x, y, z in BALLS:
-        across, along = x * np.cos(tilt) + z * np.sin(tilt), y
-        u = across * np.cos(turn) - along * np.sin(turn) + shift[0]
-        v = across * np.sin(turn) + along * np.cos(turn) + shift[1]
-        squared = (rows[:, None] - v[:, None, None]) ** 2 + (columns - u[:, None, None]) ** 2
-        images -= 50 * np.exp(-squared / (2 * 30.0**2))
-    return images.astype(np.float32)
-
-
-def write_series(folder: Path, *names: str, images: np.ndarray | None = None, **changes) -> Path:
-    """Write the stacks and `tilt_series.star`, and return the latter."""
-    images = make_images() if images is None else images
-    series = []
-    folder.mkdir(exist_ok=True)
-    for name in names or ("TS_1",):
-        stack = folder / f"{name}.st"
-        write_mrc(stack, images, voxel_size_angstrom=PIXEL, is_stack=True)
-        views = tuple(ImageReference(stack, i) for i in range(len(TILTS)))
-        record = TiltSeries(
-            name, Optics(PIXEL), SHAPE, views, TILTS,
-            z_rot_deg=np.float64(30.0), x_shift_angstrom=np.float64(40.0), y_shift_angstrom=np.float64(-20.0),
-        )  # fmt: skip
-        series.append(replace(record, **changes))
-    return write_tilt_series(folder, series)
-
-
-def run(star: Path, out: Path, **parameters) -> RunReport:
-    parameters = {"thickness": 600.0, **parameters}
-    return run_step(RECONSTRUCT_STEP, ReconstructParams(tilt_series=star, **parameters), out, options=QUIET)
-
-
-def digest(out: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for kind in ("tomograms", "figures", "tilt_series")
-        for path in sorted((out / kind).iterdir())
-    }
-
-
-def test_balls_are_dark_and_where_they_were(tmp_path):
-    report = run(write_series(tmp_path / "in"), tmp_path / "out")
-    assert not report.failed
-    volume = read_mrc(tmp_path / "out/tomograms/TS_1.mrc")
-    assert volume.shape == (30, 40, 48)
-    for ball in BALLS:
-        z, y, x = (round(ball[2 - i] / PIXEL) + volume.shape[i] // 2 for i in range(3))
-        near = volume[z - 3 : z + 4, y - 3 : y + 4, x - 3 : x + 4]
-        assert np.unravel_index(near.argmin(), near.shape) == (3, 3, 3)
-        assert volume[z, y, x] < volume.mean() - 5 * volume.std()
-
-
-def test_the_volume_reaches_to_the_edges_of_the_views(tmp_path):
-    images = np.random.default_rng(0).normal(size=make_images().shape).astype(np.float32)
-    still = {
-        "z_rot_deg": np.float64(0.0),
-        "x_shift_angstrom": np.float64(0.0),
-        "y_shift_angstrom": np.float64(0.0),
-    }
-    run(write_series(tmp_path / "in", images=images, **still), tmp_path / "out", thickness=60.0)
-    volume = read_mrc(tmp_path / "out/tomograms/TS_1.mrc")
-    strength = volume.std(axis=(0, 2))
-    assert strength[[0, 1, -2, -1]].min() > 0.5 * np.median(strength)
-
-
-def test_tables_say_what_was_made(tmp_path):
-    run(write_series(tmp_path / "in"), tmp_path / "out", pixel_size=40.0, centre=(40.0, 0.0, -80.0))
-    (tomogram,) = read_tomograms(tmp_path / "out/tomograms.star")
-    assert tomogram.name == "TS_1"
-    assert tomogram.shape == (15, 20, 24)
-    assert tomogram.voxel_size_angstrom == 40.0
-    assert read_mrc_header(tomogram.path).pixel_size_angstrom == pytest.approx(40.0)
-    kept = read_tilt_series(tmp_path / "out/tomograms.star")["TS_1"]
-    np.testing.assert_allclose(kept.y_tilt_deg, TILTS)
-
-
-def test_a_region_is_cut_from_the_whole(tmp_path):
-    star = write_series(tmp_path / "in")
-    run(star, tmp_path / "whole")
-    run(star, tmp_path / "part", thickness=200.0, size=(320.0, 240.0), centre=(100.0, -160.0, 120.0))
-    whole = read_mrc(tmp_path / "whole/tomograms/TS_1.mrc")
-    part = read_mrc(tmp_path / "part/tomograms/TS_1.mrc")
-    assert part.shape == (10, 12, 16)
-    expected = whole[15 + 6 - 5 : 15 + 6 + 5, 20 - 8 - 6 : 20 - 8 + 6, 24 + 5 - 8 : 24 + 5 + 8]
-    np.testing.assert_allclose(part, expected, atol=2e-3 * whole.std())
-
-
-def test_halves_average_to_the_whole(tmp_path):
-    star = write_series(tmp_path / "in")
-    run(star, tmp_path / "whole")
-    run(star, tmp_path / "halves", halves=True)
-    whole = read_mrc(tmp_path / "whole/tomograms/TS_1.mrc")
-    names = ("TS_1", "TS_1_half1", "TS_1_half2")
-    again, first, second = (read_mrc(tmp_path / f"halves/tomograms/{name}.mrc") for name in names)
-    np.testing.assert_allclose(again, whole, atol=1e-4 * whole.std())
-    np.testing.assert_allclose((first + second) / 2, whole, atol=1e-4 * whole.std())
-    assert np.corrcoef(first.ravel(), second.ravel())[0, 1] < 0.95
-    (tomogram,) = read_tomograms(tmp_path / "halves/tomograms.star")
-    assert [path.name for path in tomogram.half_paths or ()] == ["TS_1_half1.mrc", "TS_1_half2.mrc"]
-
-
-def test_half_precision_differs_by_its_rounding_only(tmp_path):
-    star = write_series(tmp_path / "in")
-    run(star, tmp_path / "single")
-    run(star, tmp_path / "half", float16=True)
-    single, half = (
-        read_mrc(tmp_path / f"{name}/tomograms/TS_1.mrc", dtype=None) for name in ("single", "half")
+@pytest.fixture(scope="module")
+def star(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reconstruct") / "simulate"
+    params = SimulateParams(
+        image_size=(96, 80), pixel_size=10.0, thickness=500.0, tilt_step=20.0, copies=3, vesicles=0, gold=0
     )
-    assert half.dtype == np.float16
-    np.testing.assert_array_equal(half, single.astype(np.float16))
+    assert not run_step(SIMULATE_STEP, params, folder, options=QUIET).failed
+    return folder / "truth/tilt_series.star"
 
 
-def test_views_left_out_are_not_read(tmp_path):
-    images = make_images()
-    selected = np.ones(len(TILTS), bool)
-    selected[[0, 9]] = False
-    run(write_series(tmp_path / "whole", images=images, selected=selected), tmp_path / "a")
-    images[~selected] = np.nan
-    report = run(write_series(tmp_path / "broken", images=images, selected=selected), tmp_path / "b")
+def run(star, out, **parameters):
+    params = ReconstructParams(tilt_series=star, **parameters)
+    return run_step(RECONSTRUCT_STEP, params, out, options=QUIET)
+
+
+def make_particles(places):
+    count = len(places)
+    return Particles(
+        np.full(count, "TS_01"), np.array(places), np.zeros((count, 3)), np.zeros(count), np.full(count, np.nan),
+        pd.DataFrame(),
+    )  # fmt: skip
+
+
+def test_slabs_are_written_with_their_weights(star, tmp_path):
+    report = run(star, tmp_path / "a", ctf="3d", defocus_step=200.0, halves=True, ice_thickness=750.0)
     assert not report.failed
-    np.testing.assert_array_equal(*(read_mrc(tmp_path / f"{name}/tomograms/TS_1.mrc") for name in "ab"))
+    (tomogram,) = read_tomograms(tmp_path / "a/tomograms.star")
+    whole, first, second = (read_mrc(path) for path in (tomogram.path, *tomogram.half_paths))
+    np.testing.assert_allclose((first + second) / 2, whole, atol=1e-5)
+    weights = read_weights(tomogram.weights_path)
+    assert weights.ctf == "3d"
+    assert weights.dose_weighted
+    # 600 Å in slabs of 200, whose faces meet; even numbers of voxels lie half a voxel low.
+    assert [(s.low_angstrom, s.high_angstrom) for s in weights.surfaces] == [
+        (-305, -105),
+        (-105, 95),
+        (95, 295),
+    ]
+    assert [s.coefficients[0] for s in weights.surfaces] == [-205, -5, 195]
+    series = read_tilt_series(star)["TS_01"]
+    # Halves are read one after the other; the weights say which view is which.
+    assert sorted(weights.views.tolist()) == list(range(len(series)))
+    tilts = series.y_tilt_deg[weights.views]
+    path = 1 / np.cos(np.deg2rad(tilts)) / np.cos(np.deg2rad(series.x_tilt_deg[weights.views]))
+    np.testing.assert_allclose(weights.view_factors, np.exp(-750 / 4000 * (path - path.min())), rtol=1e-6)
+    assert (weights.view_deviations > 0).all()
+    assert report.summary.values["slabs"].value == 3
 
 
-def test_done_series_are_kept_and_missing_ones_made_again(tmp_path):
-    star = write_series(tmp_path / "in", "A", "B")
-    run(star, tmp_path / "out")
-    before = digest(tmp_path / "out")
-    (tmp_path / "out/tomograms/B.mrc").unlink()
-    report = run(star, tmp_path / "out")
-    assert (report.done, report.skipped) == (("B",), ("A",))
-    assert digest(tmp_path / "out") == before
+def test_the_facade_makes_the_same_volume(star, tmp_path):
+    run(star, tmp_path / "a", ctf="3d", defocus_step=150.0)
+    series = read_tilt_series(star)["TS_01"]
+    volume = reconstruct(series, ctf="3d", defocus_step=150.0, device="cpu")
+    np.testing.assert_allclose(volume.values, read_mrc(tmp_path / "a/tomograms/TS_01.mrc"), atol=1e-6)
+    with pytest.raises(UserError, match="`regions` is about files"):
+        reconstruct(series, regions=tmp_path)
+
+
+@pytest.mark.parametrize("ctf", ["multiply"])
+def test_regions_are_cut_from_the_same_volume(star, tmp_path, ctf):
+    regions = [
+        Region("TS_01", "left", (-150.0, 50.0, 20.0), (300.0, 200.0, 200.0)),
+        Region("TS_01", "right", (203.0, -52.0, -18.0), (150.0, 150.0, 100.0)),
+    ]
+    write_regions(tmp_path / "regions.star", regions)
+    assert read_regions(tmp_path / "regions.star") == regions
+    run(star, tmp_path / "whole", ctf=ctf, float16=True)
+    report = run(star, tmp_path / "parts", ctf=ctf, regions=tmp_path / "regions.star", float16=True)
+    assert report.done == ("TS_01_left", "TS_01_right")
+    whole = read_mrc(tmp_path / "whole/tomograms/TS_01.mrc")
+    tomograms = read_tomograms(tmp_path / "parts/tomograms.star")
+    assert [(one.name, one.region) for one in tomograms] == [("TS_01", "left"), ("TS_01", "right")]
+    for one in tomograms:
+        moved = [
+            round(c / 10.0) + n // 2 for c, n in zip(one.centre_angstrom[::-1], whole.shape, strict=True)
+        ]
+        box = tuple(slice(c - n // 2, c - n // 2 + n) for c, n in zip(moved, one.shape, strict=True))
+        np.testing.assert_allclose(read_mrc(one.path), whole[box], atol=2e-3)
+        assert read_mrc_header(one.path).shape == one.shape
+    # The table is still an index of the tilt series.
+    assert list(read_tilt_series(tmp_path / "parts/tomograms.star")) == ["TS_01"]
+
+
+def test_particles_place_the_surfaces(star, tmp_path):
+    generator = np.random.default_rng(0)
+    x, y = generator.uniform(-300, 300, (2, 40))
+    places = np.stack([x, y, 150 + 0.1 * x], axis=1)
+    series = read_tilt_series(star)
+    write_particles(tmp_path / "particles.star", make_particles(places), series)
+    common = {"ctf": "3d", "defocus_step": 200.0, "particles": tmp_path / "particles.star"}
+    run(star, tmp_path / "a", **common)
+    weights = read_weights(tmp_path / "a/weights/TS_01.json")
+    top = weights.surfaces[-1]
+    assert top.particles == (places[:, 2] >= 95).sum()
+    np.testing.assert_allclose(top.coefficients[:3], (150, 0.1, 0), atol=1e-3)
+    assert weights.surfaces[0].coefficients[0] == -205
+    assert weights.defocus_height_angstrom == pytest.approx(places[:, 2].mean(), abs=1e-3)
+    run(star, tmp_path / "b", **common, defocus_at="centre")
+    assert read_weights(tmp_path / "b/weights/TS_01.json").defocus_height_angstrom == 0
+    assert not np.allclose(
+        read_mrc(tmp_path / "a/tomograms/TS_01.mrc"), read_mrc(tmp_path / "b/tomograms/TS_01.mrc")
+    )
+
+
+def test_particles_outside_are_told(star, tmp_path):
+    write_particles(tmp_path / "particles.star", make_particles([(0.0, 0.0, 4000.0)]), read_tilt_series(star))
+    report = run(star, tmp_path / "a", ctf="3d", particles=tmp_path / "particles.star")
+    assert not report.failed
+    state = json.loads((tmp_path / "a/items/TS_01.json").read_text())
+    assert any("no particle lies within" in warning for warning in state["warnings"])
 
 
 @pytest.mark.parametrize(
-    ("change", "parameters", "sentence"),
+    ("parameters", "sentence"),
     [
-        ({"selected": np.arange(21) < 0}, {}, "0 of the 21 views of 'A' are selected; expected at least one"),
-        ({"selected": np.arange(21) < 1}, {"halves": True}, "expected at least two for `halves`"),
-        ({"y_tilt_deg": TILTS * 1.4}, {}, r"at -84\.0° .* too steep .* expected at most 80°"),
-        ({}, {"ctf": "flip"}, r"at -60\.0° .* has no defocus; expected one for `ctf` 'flip'"),
-        ({}, {"thickness": 1e10}, r"would have 48 x 40 x 500000000 voxels; expected at most"),
+        ({"defocus_step": 100.0}, "`defocus_step` is for `ctf` 3d; got `ctf` none"),
+        ({"resolution": 20.0, "ctf": "flip"}, "`resolution` is for `ctf` 3d; got `ctf` flip"),
+        ({"regions": "r.star", "thickness": 100.0}, "`regions` have extents of their own"),
+        ({"ctf": "4d"}, "'none', 'flip', 'multiply' or '3d'"),
     ],
 )
-def test_what_cannot_be_reconstructed_is_said_and_the_rest_goes_on(tmp_path, change, parameters, sentence):
-    bad = write_series(tmp_path / "in", "A", **change)
-    report = run(bad, tmp_path / "out", **parameters)
-    assert list(report.failed) == ["A"]
-    with pytest.raises(UserError, match=sentence):
-        raise UserError(report.failed["A"])
-    assert not list((tmp_path / "out").glob("tomograms/*"))
+def test_what_does_not_go_together_is_refused(parameters, sentence):
+    with pytest.raises(ValidationError, match=sentence):
+        ReconstructParams(tilt_series="a.star", **parameters)
 
 
-def test_a_view_with_nan_or_of_another_size_is_named(tmp_path):
-    images = make_images()
-    images[4, 7, 7] = np.nan
-    report = run(write_series(tmp_path / "nan", images=images), tmp_path / "a")
-    assert "the view of 'TS_1' at -36.0° (section 5 of TS_1.st)" in report.failed["TS_1"]
-    star = write_series(tmp_path / "small")
-    write_mrc(tmp_path / "small/TS_1.st", make_images()[:, 1:], voxel_size_angstrom=PIXEL, is_stack=True)
-    report = run(star, tmp_path / "b")
-    assert "(y, x)" in report.failed["TS_1"]
+def test_regions_of_unknown_series_are_refused(star, tmp_path):
+    write_regions(tmp_path / "r.star", [Region("TS_09", "1", (0, 0, 0), (10, 10, 10))])
+    with pytest.raises(UserError, match=r"'TS_09'.*expected one of TS_01"):
+        run(star, tmp_path / "a", regions=tmp_path / "r.star")
+    with pytest.raises(UserError, match="positive extents"):
+        Region("TS_01", "1", (0, 0, 0), (10, 0, 10))
+    twice = [Region("TS_01", "1", (0, 0, 0), (10, 10, 10))] * 2
+    write_regions(tmp_path / "twice.star", twice)
+    with pytest.raises(UserError, match="twice"):
+        read_regions(tmp_path / "twice.star")
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [{"thickness": 0.0}, {"pixel_size": -1.0}, {"size": (100.0, 0.0)}, {"centre": (0.0, 0.0, np.nan)}],
-)
-def test_parameters_out_of_range_are_refused(parameters):
-    with pytest.raises(ValidationError):
-        ReconstructParams(tilt_series=Path("tilt_series.star"), **parameters)
+def test_estimates_grow_with_the_slabs(star):
+    few, many = (ReconstructParams(tilt_series=star, ctf="3d", defocus_step=step) for step in (1000.0, 50.0))
+    flat = ReconstructParams(tilt_series=star, ctf="multiply")
+    told = [RECONSTRUCT_STEP.estimate(RECONSTRUCT_STEP.list_items(one), one) for one in (flat, few, many)]
+    assert told[0].memory_bytes < told[1].memory_bytes
+    assert told[0].seconds <= told[1].seconds < told[2].seconds
 
 
-def test_the_estimate_tells_what_will_be_written(tmp_path):
-    star = write_series(tmp_path / "in", "A", "B")
-    params = ReconstructParams(tilt_series=star, thickness=600.0, halves=True)
-    estimate = RECONSTRUCT_STEP.estimate(RECONSTRUCT_STEP.list_items(params), params)
-    run_step(RECONSTRUCT_STEP, params, tmp_path / "out", options=QUIET)
-    written = sum(path.stat().st_size for path in (tmp_path / "out/tomograms").iterdir())
-    assert estimate.disk_bytes == pytest.approx(written, rel=0.02)
+def test_a_series_without_defocus_fails_alone(star, tmp_path):
+    from verglas.io.relion_tilt_series import write_tilt_series
+
+    series = read_tilt_series(star)["TS_01"]
+    blind = replace(series, name="TS_02", defocus_u_angstrom=np.full(len(series), np.nan))
+    both = write_tilt_series(tmp_path / "in", [series, blind])
+    report = run(both, tmp_path / "a", ctf="3d")
+    assert report.done == ("TS_01",)
+    assert "has no defocus" in report.failed["TS_02"]

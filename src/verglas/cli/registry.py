@@ -69,6 +69,12 @@ STEPS = (
         "Stack tilt series from SerialEM's mdocs and images.",
     ),
     StepCommand(
+        "ctf",
+        "verglas.steps.ctf.CTF_STEP",
+        TILT_SERIES,
+        "Estimate defocus, astigmatism and hand of aligned tilt series.",
+    ),
+    StepCommand(
         "reconstruct",
         "verglas.steps.reconstruct.RECONSTRUCT_STEP",
         TILT_SERIES,

@@ -82,7 +82,8 @@ class ReconstructParams(Params):
         float,
         Field(
             ge=0,
-            description="weight views by the electrons that lose no energy in ice this thick, in Å; 0 does not",
+            description="weight views by the electrons that lose no energy in ice this thick, in Å, and by their "
+            "share of the exposure; 0 does not",
         ),
     ] = 0.0
     dose_weight: Annotated[bool, Field(description="weight frequencies by the exposure before each view")] = (

@@ -22,12 +22,9 @@ from verglas.ops.backprojection import (
     sirt_filter,
     spline_response,
 )
-from verglas.ops.dose import critical_exposure
+from verglas.ops.dose import critical_exposure, view_weights
 from verglas.ops.fft import fast_size, radial_frequency, rescale_images
 from verglas.shapes import Image, Values
-
-MEAN_FREE_PATH_ANGSTROM = 4000.0
-"""Inelastic mean free path of 300 kV electrons in ice."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,8 @@ class ViewFilter:
     ctf
         "none", "flip" the phases or "multiply" by the CTF, in strips across the tilt axis.
     ice_thickness_angstrom
-        Weight views by the share of electrons that lose no energy in ice of this thickness; 0 does not.
+        Weight views by the share of electrons that lose no energy in ice of this thickness, and by their share of
+        the exposure; 0 does not.
     defocus_height_angstrom
         Height of the matter whose defocus the record gives, Å from the specimen's centre.
     """
@@ -237,13 +235,15 @@ class ViewWeigher:
 
 
 def view_factors(series: TiltSeries, options: ViewFilter) -> Values:
-    """Share of electrons that lose no energy in the ice, against the view with the most; `(n,)` float64.
-
-    exp(-t / (Λ cos)) with t the thickness of the ice and Λ = 4000 Å (emClarity's figure for 300 kV).
-    """
-    tilts = torch.deg2rad(torch.tensor(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg])))
-    path = options.ice_thickness_angstrom / tilts.cos().prod(dim=0) / MEAN_FREE_PATH_ANGSTROM
-    return torch.exp(path.min() - path)
+    """Weight of each view as a whole, `(n,)` float64; 1 where no thickness of ice is given."""
+    if not options.ice_thickness_angstrom:
+        return torch.ones(len(series), dtype=torch.float64)
+    tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
+    cosines, exposures = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
+    weights: Values = view_weights(
+        torch.from_numpy(cosines), torch.from_numpy(exposures), options.ice_thickness_angstrom
+    )
+    return weights
 
 
 def _extended_size(size: int) -> int:
