@@ -19,7 +19,7 @@ from verglas.ops.symmetry import generating_matrices, symmetry_matrices
 from verglas.shapes import Rotations, Values, Volume
 
 COARSE_VOXELS, FINE_VOXELS = 24, 56
-_KEPT = 3
+_KEPT, _BATCH = 3, 64
 _COARSE_TRIALS, _FINE_TRIALS = 60, 100
 _LARGEST_SHIFT = 0.15
 Params = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class SymmetryFrame:
     rotation
         `(3, 3)` takes the volume's frame to the group's.
     centre_voxels
-        `(3,)` xyz of the point through which the axes go, from the volume's centre.
+        `(3,)` xyz of the point through which the axes go, from the volume's centre; of C groups the nearest.
     correlation
         Of the volume with itself turned by the group's generators, within a ball; 1 is perfect.
     """
@@ -68,7 +68,9 @@ def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 10.0) -> S
         raise UserError(f"a volume of constant density has no axes of {group}; expected a map with detail")
     coarse, fine = (_shrink(volume, size) for size in (COARSE_VOXELS, FINE_VOXELS))
     candidates = _list_frames(group, step_deg)
-    scores = torch.tensor([_score(coarse, frame, torch.zeros(3), generators) for frame in candidates])
+    scores = torch.cat(
+        [_score(coarse, some, torch.zeros(3), generators) for some in candidates.split(_BATCH)]
+    )
     best: tuple[float, Tensor, Tensor] | None = None
     for index in scores.argsort(descending=True)[:_KEPT].tolist():
         found = _refine(
@@ -84,6 +86,9 @@ def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 10.0) -> S
     assert best is not None
     scale = fine.shape[0] / coarse.shape[0]
     score, rotation, centre = _refine(fine, best[1], best[2] * scale, generators, 1.0, _FINE_TRIALS)
+    if group.strip().upper()[0] == "C":
+        # Along a single axis every place is as good; the nearest to the volume's centre is taken.
+        centre = centre - rotation[2] * (rotation[2] @ centre)
     return SymmetryFrame(rotation, centre * max(volume.shape) / fine.shape[0], score)
 
 
@@ -118,19 +123,22 @@ def _ball(size: int) -> Tensor:
     return soft_sphere_mask((size, size, size), 0.42 * size, 0.05 * size)
 
 
-def _score(volume: Tensor, rotation: Tensor, centre: Tensor, generators: Tensor) -> float:
-    """Mean correlation of a cube with itself turned by the generators about axes through `centre`."""
+def _score(volume: Tensor, rotations: Tensor, centre: Tensor, generators: Tensor) -> Tensor:
+    """Mean correlation of a cube with itself turned by the generators about axes through `centre`.
+
+    `(..., 3, 3)` rotations make `(...)` correlations.
+    """
     mask = _ball(volume.shape[0])
-    rotation = rotation.to(torch.float64)
-    turns = rotation.T @ generators @ rotation
-    affine = torch.eye(4, dtype=torch.float64).repeat(len(turns), 1, 1)
-    affine[:, :3, :3] = turns
-    affine[:, :3, 3] = centre - turns @ centre.to(torch.float64)
-    turned = affine_transform_volume(volume.expand(len(turns), -1, -1, -1), affine)
+    rotations = rotations.to(torch.float64).unsqueeze(-3)
+    turns = rotations.mT @ generators @ rotations
+    affine = torch.eye(4, dtype=torch.float64).repeat(*turns.shape[:-2], 1, 1)
+    affine[..., :3, :3] = turns
+    affine[..., :3, 3] = centre - turns @ centre.to(torch.float64)
+    turned = affine_transform_volume(volume, affine)
     a, b = volume * mask, turned * mask
     a, b = (one - mask * one.sum((-3, -2, -1), keepdim=True) / mask.sum() for one in (a, b))
     cross = (a * b).sum((-3, -2, -1)) / (a.square().sum().sqrt() * b.square().sum((-3, -2, -1)).sqrt())
-    return float(cross.mean())
+    return cross.mean(-1)
 
 
 def _refine(
@@ -147,7 +155,7 @@ def _refine(
         turned, moved = apply(values)
         if float(moved.norm()) > limit:
             return math.inf
-        return -_score(volume, turned, moved, generators)
+        return -float(_score(volume, turned, moved, generators))
 
     simplex = np.vstack([np.zeros(6), 0.5 * np.eye(6)])
     found = minimize(
