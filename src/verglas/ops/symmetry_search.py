@@ -14,12 +14,12 @@ from verglas.errors import UserError
 from verglas.ops.fft import fast_size, rescale_images
 from verglas.ops.interpolation import affine_transform_volume
 from verglas.ops.masks import soft_sphere_mask
-from verglas.ops.rotation import rotation_vectors_to_matrices, so3_grid
-from verglas.ops.symmetry import generating_matrices, symmetry_matrices
+from verglas.ops.rotation import rotation_vectors_to_matrices
+from verglas.ops.symmetry import generating_matrices
 from verglas.shapes import Rotations, Values, Volume
 
 COARSE_VOXELS, FINE_VOXELS = 24, 56
-_KEPT, _BATCH = 3, 64
+_KEPT, _BATCH = 4, 64
 _COARSE_TRIALS, _FINE_TRIALS = 60, 100
 _LARGEST_SHIFT = 0.15
 Params = npt.NDArray[np.float64]
@@ -44,13 +44,16 @@ class SymmetryFrame:
     correlation: float
 
 
-def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 10.0) -> SymmetryFrame:
-    """Find the axes of a point group in a volume: a search of all orientations, then a refinement with shifts.
+def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 4.0) -> SymmetryFrame:
+    """Find the axes of a point group in a volume.
+
+    The axis of the group's first generator is searched in all directions, as a self-rotation function, but with
+    the shift that suits each best; then the others by turning about it; then all is refined together.
 
     Parameters
     ----------
     volume
-        `(z, y, x)`; its centre lies near the axes.
+        `(z, y, x)`; its centre lies near the axes, within 0.15 of its side.
     group
         As `symmetry_matrices` takes it.
     step_deg
@@ -67,42 +70,104 @@ def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 10.0) -> S
     if not float(volume.std()) > 0:
         raise UserError(f"a volume of constant density has no axes of {group}; expected a map with detail")
     coarse, fine = (_shrink(volume, size) for size in (COARSE_VOXELS, FINE_VOXELS))
-    candidates = _list_frames(group, step_deg)
-    scores = torch.cat(
-        [_score(coarse, some, torch.zeros(3), generators) for some in candidates.split(_BATCH)]
-    )
-    best: tuple[float, Tensor, Tensor] | None = None
-    for index in scores.argsort(descending=True)[:_KEPT].tolist():
-        found = _refine(
-            coarse,
-            candidates[index],
-            torch.zeros(3, dtype=torch.float64),
-            generators,
-            step_deg,
-            _COARSE_TRIALS,
-        )
-        if best is None or found[0] > best[0]:
-            best = found
-    assert best is not None
+    candidates = _search_axes(coarse, generators, step_deg)
+    refined = [_refine(coarse, *one, generators, step_deg, _COARSE_TRIALS) for one in candidates]
+    _, rotation, centre = max(refined, key=lambda one: one[0])
     scale = fine.shape[0] / coarse.shape[0]
-    score, rotation, centre = _refine(fine, best[1], best[2] * scale, generators, 1.0, _FINE_TRIALS)
-    if group.strip().upper()[0] == "C":
+    score, rotation, centre = _refine(fine, rotation, centre * scale, generators, 1.0, _FINE_TRIALS)
+    if len(generators) == 1:
         # Along a single axis every place is as good; the nearest to the volume's centre is taken.
-        centre = centre - rotation[2] * (rotation[2] @ centre)
+        axis = rotation.T @ _axis(generators[0])
+        centre = centre - axis * (axis @ centre)
     return SymmetryFrame(rotation, centre * max(volume.shape) / fine.shape[0], score)
 
 
-def _list_frames(group: str, step_deg: float) -> Rotations:
-    """Rotations from the volume's frame to the group's that are not the same by symmetry."""
-    matrices = symmetry_matrices(group)
-    if group.strip().upper()[0] == "C":
-        # Only the direction of the axis counts, and not which end of it.
-        grid = so3_grid(step_deg)
-        directions = grid[:, :, 2]
-        _, place = np.unique(np.round(directions.numpy(), 6), axis=0, return_index=True)
-        grid = grid[np.sort(place)]
-        return grid[grid[:, 2, 2] >= -1e-6].transpose(1, 2)
-    return so3_grid(step_deg, matrices).transpose(1, 2)
+def _search_axes(volume: Tensor, generators: Tensor, step_deg: float) -> list[tuple[Tensor, Tensor]]:
+    """Rotations and centres that are worth a refinement."""
+    axis = _axis(generators[0])
+    directions = _hemisphere(axis, step_deg)
+    frames = _bring(directions, axis)
+    scores, centres = _score_all(volume, frames, generators[:1])
+    kept: list[int] = []
+    for index in scores.argsort(descending=True).tolist():
+        if len(kept) < _KEPT and all(
+            float((directions[index] @ directions[other]).abs()) < math.cos(math.radians(3 * step_deg))
+            for other in kept
+        ):
+            kept.append(index)
+    if len(generators) == 1:
+        return [(frames[index], centres[index]) for index in kept]
+    angles = torch.arange(0, 360, step_deg, dtype=torch.float64)
+    spins = rotation_vectors_to_matrices(angles[:, None] * axis)
+    # Axes that have two different ends, like three-folds of T, are tried both ways round.
+    across = torch.linalg.cross(axis, torch.tensor([1.0, 1.0, -2.0], dtype=torch.float64))
+    flip = rotation_vectors_to_matrices(180 * across / across.norm())
+    spins = torch.cat([spins, flip @ spins])
+    candidates = []
+    for index in kept:
+        turned = spins @ frames[index]
+        scores, centres = _score_all(volume, turned, generators)
+        best = int(scores.argmax())
+        candidates.append((turned[best], centres[best]))
+    return candidates
+
+
+def _axis(turn: Tensor) -> Tensor:
+    """Find the unit vector that a rotation leaves alone."""
+    axis: Tensor = torch.linalg.svd(turn - torch.eye(3, dtype=torch.float64))[2][-1]
+    return axis
+
+
+def _hemisphere(axis: Tensor, step_deg: float) -> Tensor:
+    """Directions `(n, 3)` about a step apart, on a golden spiral, in the half of the sphere about an axis."""
+    count = math.ceil(2 * math.pi / math.radians(step_deg) ** 2)
+    place = torch.arange(count, dtype=torch.float64)
+    z, turn = (place + 0.5) / count, place * math.pi * (3 - math.sqrt(5))
+    across = torch.sqrt(1 - z**2)
+    directions = torch.stack([across * turn.cos(), across * turn.sin(), z], dim=1)
+    return torch.where((directions @ axis)[:, None] < 0, -directions, directions)
+
+
+def _bring(directions: Tensor, axis: Tensor) -> Tensor:
+    """Shortest rotations `(n, 3, 3)` that bring directions to an axis, from which none is more than 90° away."""
+    # Half a turn about the middle between both, after half a turn about the direction.
+    middle = torch.nn.functional.normalize(directions + axis, dim=1)
+    halves = [
+        2 * one[:, :, None] * one[:, None] - torch.eye(3, dtype=torch.float64) for one in (middle, directions)
+    ]
+    return halves[0] @ halves[1]
+
+
+def _score_all(volume: Tensor, frames: Tensor, generators: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores `(n,)` of frames `(n, 3, 3)`, and the centres `(n, 3)` that suit them best to about a voxel."""
+    scores, centres = [], []
+    for some in torch.split(frames, _BATCH):
+        centre = _find_centres(volume, some, generators)
+        centres.append(centre)
+        scores.append(_score(volume, some, centre, generators))
+    return torch.cat(scores), torch.cat(centres)
+
+
+def _find_centres(volume: Tensor, frames: Tensor, generators: Tensor) -> Tensor:
+    """Where axes must go through so that the turned volume falls on itself best.
+
+    What is turned by R about c is turned about the origin and shifted by (1 - R) c; correlation finds the shift.
+    """
+    size = volume.shape[0]
+    masked = volume * _ball(size)
+    turns = frames.mT.unsqueeze(1) @ generators @ frames.unsqueeze(1)
+    turned = torch.fft.rfftn(affine_transform_volume(masked, turns), dim=(-3, -2, -1))
+    product = torch.fft.rfftn(masked) * turned.conj()
+    correlation = torch.fft.irfftn(product, s=(size,) * 3, dim=(-3, -2, -1))
+    reach = math.floor(2 * _LARGEST_SHIFT * size)
+    near = torch.arange(-reach, reach + 1)
+    window = correlation[..., near[:, None, None], near[:, None], near].flatten(-3)
+    places = torch.stack(torch.unravel_index(window.argmax(-1), (len(near),) * 3), dim=-1) - reach
+    shifts = places.flip(-1).to(torch.float64)
+    # Small singular values are directions along the axes, which the shift says nothing about.
+    solve = torch.linalg.pinv((torch.eye(3, dtype=torch.float64) - turns).flatten(1, 2), rtol=1e-3)
+    centres: Tensor = (solve @ shifts.flatten(1)[:, :, None]).squeeze(-1)
+    return centres * (_LARGEST_SHIFT * size / centres.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1)
 
 
 def _shrink(volume: Tensor, size: int) -> Tensor:
@@ -123,17 +188,17 @@ def _ball(size: int) -> Tensor:
     return soft_sphere_mask((size, size, size), 0.42 * size, 0.05 * size)
 
 
-def _score(volume: Tensor, rotations: Tensor, centre: Tensor, generators: Tensor) -> Tensor:
-    """Mean correlation of a cube with itself turned by the generators about axes through `centre`.
+def _score(volume: Tensor, rotations: Tensor, centres: Tensor, generators: Tensor) -> Tensor:
+    """Mean correlation of a cube with itself turned by the generators about axes through centres.
 
-    `(..., 3, 3)` rotations make `(...)` correlations.
+    `(..., 3, 3)` rotations and `(..., 3)` centres make `(...)` correlations.
     """
     mask = _ball(volume.shape[0])
-    rotations = rotations.to(torch.float64).unsqueeze(-3)
+    rotations, centres = rotations.unsqueeze(-3), centres.unsqueeze(-2)
     turns = rotations.mT @ generators @ rotations
     affine = torch.eye(4, dtype=torch.float64).repeat(*turns.shape[:-2], 1, 1)
     affine[..., :3, :3] = turns
-    affine[..., :3, 3] = centre - turns @ centre.to(torch.float64)
+    affine[..., :3, 3] = centres - (turns @ centres.unsqueeze(-1)).squeeze(-1)
     turned = affine_transform_volume(volume, affine)
     a, b = volume * mask, turned * mask
     a, b = (one - mask * one.sum((-3, -2, -1), keepdim=True) / mask.sum() for one in (a, b))
