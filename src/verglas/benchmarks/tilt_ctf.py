@@ -56,7 +56,7 @@ class Case:
 def run(quick: bool) -> Iterator[Figure]:
     """Compare with the truth, then time the command."""
     set_threads(available_cores())
-    yield from _compare_with_truth(*((4, 512) if quick else (40, 768)))
+    yield from _compare_with_truth(*((4, 512) if quick else (40, 640)))
     yield from _look_at_nothing(4 if quick else 20)
     yield from _time_command(8 if quick else 41)
 

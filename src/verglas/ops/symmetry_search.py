@@ -167,7 +167,8 @@ def _find_centres(volume: Tensor, frames: Tensor, generators: Tensor) -> Tensor:
     # Small singular values are directions along the axes, which the shift says nothing about.
     solve = torch.linalg.pinv((torch.eye(3, dtype=torch.float64) - turns).flatten(1, 2), rtol=1e-3)
     centres: Tensor = (solve @ shifts.flatten(1)[:, :, None]).squeeze(-1)
-    return centres * (_LARGEST_SHIFT * size / centres.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1)
+    far = centres.norm(dim=1, keepdim=True).clamp(min=1e-9)
+    return centres * torch.clamp(_LARGEST_SHIFT * size / far, max=1)
 
 
 def _shrink(volume: Tensor, size: int) -> Tensor:

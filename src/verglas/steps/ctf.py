@@ -30,7 +30,7 @@ class CtfParams(Params):
     highest_defocus: Annotated[float, Field(gt=0, description="end of the search in µm of underfocus")] = 5.0
     view_range: Annotated[
         float, Field(gt=0, description="how far a view's defocus may be from the series' mean, in µm")
-    ] = 0.3
+    ] = 0.5
     lowest_resolution: Annotated[float, Field(gt=0, description="where the fitted band begins, in Å")] = 30.0
     highest_resolution: Annotated[
         float | None,

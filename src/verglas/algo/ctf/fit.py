@@ -39,7 +39,7 @@ class SearchRange:
 
     lowest_angstrom: float = 5000.0
     highest_angstrom: float = 50000.0
-    view_angstrom: float = 3000.0
+    view_angstrom: float = 5000.0
 
 
 @dataclass(frozen=True, eq=False)
