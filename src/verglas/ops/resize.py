@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from verglas.errors import UserError
 from verglas.ops.fft import crop_centred, pad_centred, rescale_images
 from verglas.shapes import Values, Volume
@@ -54,7 +52,7 @@ def change_voxel_size(
     if len(shape) != 3 or min(shape) < 1:
         raise UserError(f"`out_shape` must be three positive sizes; got {shape}")
     sizes = [_choose_sizes(size, ratio) for size in volume.shape]
-    border = _mean_of_faces(volume)
+    border = mean_of_faces(volume)
     padded = pad_centred(volume, [old for old, _ in sizes], border)
     resampled = rescale_images(padded, [new for _, new in sizes])
     larger = [max(new, want) for (_, new), want in zip(sizes, shape, strict=True)]
@@ -74,6 +72,7 @@ def _choose_sizes(size: int, ratio: float) -> tuple[int, int]:
     return best
 
 
-def _mean_of_faces(volume: Tensor) -> float:
+def mean_of_faces(volume: Volume) -> float:
+    """Mean of the outermost voxels of a `(z, y, x)` volume: what may stand beyond them."""
     faces = [volume.select(axis, place).mean() for axis in range(3) for place in (0, -1)]
     return float(sum(faces[1:], faces[0]) / 6)

@@ -14,6 +14,7 @@ from verglas.errors import UserError
 from verglas.ops.fft import fast_size, rescale_images
 from verglas.ops.interpolation import affine_transform_volume
 from verglas.ops.masks import soft_sphere_mask
+from verglas.ops.resize import mean_of_faces
 from verglas.ops.rotation import rotation_vectors_to_matrices
 from verglas.ops.symmetry import generating_matrices
 from verglas.shapes import Rotations, Values, Volume
@@ -178,7 +179,7 @@ def _shrink(volume: Tensor, size: int) -> Tensor:
         widths = [
             w for n in reversed(volume.shape) for w in (side // 2 - n // 2, side - n - side // 2 + n // 2)
         ]
-        volume = torch.nn.functional.pad(volume, widths, value=float(volume.mean()))
+        volume = torch.nn.functional.pad(volume, widths, value=mean_of_faces(volume))
     size = min(fast_size(size), side)
     small = rescale_images(volume.float(), (size, size, size))
     return (small - small.mean()) / small.std()
@@ -239,4 +240,4 @@ def move_to_frame(volume: Volume, frame: SymmetryFrame) -> Volume:
     affine = torch.eye(4, dtype=torch.float64)
     affine[:3, :3] = frame.rotation
     affine[:3, 3] = -frame.rotation @ frame.centre_voxels
-    return affine_transform_volume(volume, affine, order="cubic", fill=float(volume.mean()))
+    return affine_transform_volume(volume, affine, order="cubic", fill=mean_of_faces(volume))
