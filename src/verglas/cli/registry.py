@@ -117,6 +117,30 @@ STEPS = (
         "Align particles to an average or a first reference.",
     ),
     StepCommand(
+        "regions",
+        "verglas.steps.regions.REGIONS_STEP",
+        TILT_SERIES,
+        "Choose parts of specimens to work on alone.",
+    ),
+    StepCommand(
+        "mask",
+        "verglas.steps.mask.MASK_STEP",
+        SUBTOMOGRAMS,
+        "Make masks: shapes with soft edges, or from densities.",
+    ),
+    StepCommand(
+        "symmetry",
+        "verglas.steps.symmetry.SYMMETRY_STEP",
+        SUBTOMOGRAMS,
+        "Average maps over a point group, and find its axes.",
+    ),
+    StepCommand(
+        "rescale",
+        "verglas.steps.rescale.RESCALE_STEP",
+        SUBTOMOGRAMS,
+        "Resample maps to another voxel size.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,
