@@ -142,7 +142,7 @@ def draw_scores(scores: Sequence[tuple[str, FloatArray]], path: Path, *, label: 
         What the values are.
     """
     values = np.concatenate([one for _, one in scores])
-    edges = np.histogram_bin_edges(values, 40)
+    edges = np.histogram_bin_edges(values, 40).tolist()
     with house_style():
         figure = make_figure(PAGE_INCHES, 3.2)
         axes = figure.add_subplot()

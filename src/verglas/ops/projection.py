@@ -271,7 +271,9 @@ def reconstruct_from_slices(
     return volume / _interpolation_loss(size, padded, volume)
 
 
-def complete_planes(half: PaddedWeights | PaddedRfft) -> PaddedWeights | PaddedRfft:
+def complete_planes(
+    half: Float[Tensor, "... padded padded padded_half"] | Complex[Tensor, "... padded padded padded_half"],
+) -> Float[Tensor, "... padded padded padded_half"] | Complex[Tensor, "... padded padded padded_half"]:
     """Add to each voxel of the planes kx = 0 and N / 2 of half volumes the conjugate of its Friedel mate.
 
     Both lie in these two planes, but `insert_slices` adds to one of them only.

@@ -145,7 +145,7 @@ def run_item(item: Item, params: AlignParams, context: Context) -> ItemResult:
 
 
 def _read_references(params: AlignParams) -> "tuple[list[torch.Tensor], float, float]":
-    """Maps of the half sets, their pixel size, and the finest detail to compare."""
+    """Read the maps of the half sets, their pixel size, and the finest detail to compare."""
     import torch
 
     from verglas.algo.averaging.reference import share_low_resolution
@@ -163,8 +163,8 @@ def _read_references(params: AlignParams) -> "tuple[list[torch.Tensor], float, f
             )
         if size * pixel < 2.5 * params.particle_radius:
             raise UserError(
-                f"{str(path)!r} is {size * pixel:g} Å wide; expected at least {2.5 * params.particle_radius:g} Å for a "
-                f"`particle_radius` of {params.particle_radius:g} Å"
+                f"{str(path)!r} is {size * pixel:g} Å wide; expected at least {2.5 * params.particle_radius:g} Å "
+                f"for a `particle_radius` of {params.particle_radius:g} Å"
             )
     if params.reference is not None:
         low = apply_filter(
@@ -239,7 +239,7 @@ def _mean(results: dict[str, ItemResult], name: str, weights: list[int]) -> floa
 
 def estimate(items: list[Item], params: AlignParams) -> Estimate:
     """From the sizes of views and boxes, and rates measured on one core."""
-    references, pixel, _ = _read_references(params)
+    references, _, _ = _read_references(params)
     box = references[0].shape[-1]
     memory, seconds = 0, 0.0
     for item in items:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AverageParams(Params):
-    """Average particles from their tilt images, as two half maps, with their correlation and a Wiener-filtered map."""
+    """Average particles from their tilt images: two half maps, their correlation, and a Wiener-filtered map."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -74,7 +74,7 @@ def list_items(params: AverageParams) -> list[Item]:
 
 
 def _choose_size(params: AverageParams, one: SeriesParticles) -> tuple[float, int]:
-    """Pixel size and box of the map."""
+    """Choose the pixel size and the box of the map."""
     pixel = max(params.pixel_size or 0.0, one.series.pixel_size_angstrom)
     box = params.box or 2 * int(np.ceil(2 * params.particle_radius / pixel))
     if box * pixel < 2.5 * params.particle_radius:
@@ -276,7 +276,7 @@ def estimate(items: list[Item], params: AverageParams) -> Estimate:
     operations = len(symmetry_matrices(params.symmetry))
     for item in items:
         one: SeriesParticles = item.record
-        pixel, box = _choose_size(params, one)
+        _, box = _choose_size(params, one)
         sums = 12 * (2 * box) ** 2 * (box + 1)
         views = int(np.prod(one.series.image_shape)) * int(one.series.selected.sum())
         pixels = len(one.particles) * float(one.series.selected.sum()) * box**2

@@ -30,8 +30,8 @@ class ParticlesParams(Params):
     halves: Annotated[
         Literal["keep", "random", "tomogram"],
         Field(
-            description="half sets: keep those that are there and assign the rest at random; assign all at random; or "
-            "whole tomograms"
+            description="half sets: keep those that are there and assign the rest at random; assign all at random; "
+            "or whole tomograms"
         ),
     ] = "keep"
     seed: Annotated[int, Field(ge=0, description="chooses the random half sets")] = 0

@@ -60,9 +60,10 @@ def list_series_particles(tilt_series: Path, particles: Path) -> dict[str, Serie
 
 
 def _check_halves(particles: Particles, path: Path) -> None:
-    if not {1, 2} <= set(particles.half_set.tolist()) <= {1, 2}:
+    found = sorted(set(particles.half_set.tolist()))
+    if found != [1, 2]:
         raise UserError(
-            f"the half sets (rlnRandomSubset) of {str(path)!r} are {sorted(set(particles.half_set.tolist()))}; expected "
+            f"the half sets (rlnRandomSubset) of {str(path)!r} are {found}; expected "
             "both 1 and 2 and nothing else: `verglas particles` assigns them"
         )
 

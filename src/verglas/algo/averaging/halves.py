@@ -146,9 +146,9 @@ def filter_average(
 ) -> Float[Tensor, "z y x"]:
     """Filter the map of a half set, or of both together, by the single-particle Wiener filter.
 
-    Every Fourier voxel is multiplied by 1 / (1 + (1 - F) / (2 F) · G / W) with F the correlation in its direction, cut
-    off where it falls below the mean of the one-bit and half-bit curves, W the thresholded weight and G its smoothed
-    form (equations 16, 17 and 32 of the emClarity tutorial; Sindelar and Grigorieff 2012).
+    Every Fourier voxel is multiplied by 1 / (1 + (1 - F) / (2 F) · G / W) with F the correlation in its
+    direction, cut off where it falls below the mean of the one-bit and half-bit curves, W the thresholded weight
+    and G its smoothed form (equations 16, 17 and 32 of the emClarity tutorial; Sindelar and Grigorieff 2012).
 
     Parameters
     ----------
@@ -218,4 +218,5 @@ def _expand_cones(
 def _square_frequency(size: int, pixel_size_angstrom: float, device: torch.device) -> Tensor:
     axis = torch.fft.fftfreq(size, pixel_size_angstrom, device=device)
     half = torch.fft.rfftfreq(size, pixel_size_angstrom, device=device)
-    return axis[:, None, None] ** 2 + axis[:, None] ** 2 + half**2
+    squares: Tensor = axis[:, None, None] ** 2 + axis[:, None] ** 2 + half**2
+    return squares

@@ -147,7 +147,8 @@ def gather_band(volume: Float[Tensor, "z y x"], band: Band) -> Complex[Tensor, "
     size = volume.shape[-1]
     transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
     x, y, z = band.places_xyz.long().unbind(-1)
-    return transform[z % size, y % size, x].to(torch.complex64)
+    values: Tensor = transform[z % size, y % size, x].to(torch.complex64)
+    return values
 
 
 def share_low_resolution(

@@ -5,9 +5,10 @@ W = Σ c² / σ². Against a reference f turned by R and shifted by t its likeli
 
     S = Σ Re(conj(D) f_R e^(-2πi k·t))      E = Σ W |f_R|²
 
-and the constrained correlation is S / sqrt(E P), P the power of the particle's crops over the noise (Himes and Zhang 2018,
-equations 33 and 34, with the sampling function of each particle). As all particles lie in the same frame, the turned
-references are shared, and the scores of all turns and shifts of a particle are one product of matrices.
+and the constrained correlation is S / sqrt(E P), P the power of the particle's crops over the noise (Himes and
+Zhang 2018, equations 33 and 34, with the sampling function of each particle). As all particles lie in the same
+frame, the turned references are shared, and the scores of all turns and shifts of a particle are one product of
+matrices.
 """
 
 import math
@@ -102,7 +103,8 @@ def _ring_within(band: Band, like: Tensor) -> Float[Tensor, "y kx"]:
     y = torch.fft.fftfreq(band.size, 1 / band.size, device=like.device)[:, None]
     x = torch.fft.rfftfreq(band.size, 1 / band.size, device=like.device)
     radius = y**2 + x**2
-    return ((radius <= squares.max()) & (radius >= squares.min())).to(like.real.dtype)
+    within: Tensor = ((radius <= squares.max()) & (radius >= squares.min())).to(like.real.dtype)
+    return within
 
 
 def _window(size: int, radius_px: float, device: torch.device) -> Tensor:
@@ -110,7 +112,8 @@ def _window(size: int, radius_px: float, device: torch.device) -> Tensor:
     radius = min(radius_px, size / 2 - 2)
     sphere = soft_sphere_mask((size,) * 3, radius, 2.0, device=device)
     line = torch.sinc((torch.arange(size, device=device) - size // 2) / size) ** 2
-    return torch.fft.ifftshift(sphere / (line[:, None, None] * line[:, None] * line))
+    window: Tensor = torch.fft.ifftshift(sphere / (line[:, None, None] * line[:, None] * line))
+    return window
 
 
 def score_grid(
@@ -244,7 +247,8 @@ _PAIRS = torch.triu_indices(7, 7)
 
 def _multiply_basis(basis: BandValues, band: Band) -> Float[Tensor, "28 k"]:
     first, second = basis[_PAIRS[0]], basis[_PAIRS[1]]
-    return (first.real * second.real + first.imag * second.imag) * band.counts
+    products: Tensor = (first.real * second.real + first.imag * second.imag) * band.counts
+    return products
 
 
 def _fold(pairs: Float[Tensor, "p 28"]) -> Float[Tensor, "p 7 7"]:
@@ -255,7 +259,7 @@ def _fold(pairs: Float[Tensor, "p 28"]) -> Float[Tensor, "p 7 7"]:
 
 
 def _solve(left: Tensor, right: Tensor, prior: Prior) -> Float[Tensor, "p 6"]:
-    """Steps (ω, t) of all particles; the first unknown is the contrast, by which the others come multiplied."""
+    """Solve for the steps (ω, t) of all particles; the first unknown is the contrast, which multiplies the others."""
     contrast = (right[:, 0] / left[:, 0, 0].clamp(min=1e-30)).clamp(min=1e-12)
     scale = torch.tensor([1.0, *[math.radians(prior.turn_deg)] * 3, *[prior.shift_px] * 3], dtype=left.dtype)
     damped = left.clone()
@@ -265,4 +269,5 @@ def _solve(left: Tensor, right: Tensor, prior: Prior) -> Float[Tensor, "p 6"]:
     damped.diagonal(dim1=1, dim2=2)[:, 1:] += extra
     found = torch.linalg.solve(damped, right[..., None])[..., 0]
     steps = found[:, 1:] / found[:, :1].clamp(min=1e-12)
-    return steps.clamp(-2 * scale[1:], 2 * scale[1:])
+    limited: Tensor = steps.clamp(-2 * scale[1:], 2 * scale[1:])
+    return limited

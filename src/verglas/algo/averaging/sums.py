@@ -160,7 +160,8 @@ def sum_particles(
 def _square_frequency(box: int, pixel_size_angstrom: float, device: torch.device) -> Tensor:
     y = torch.fft.fftfreq(box, pixel_size_angstrom, device=device)[:, None]
     x = torch.fft.rfftfreq(box, pixel_size_angstrom, device=device)
-    return y**2 + x**2
+    squares: Tensor = y**2 + x**2
+    return squares
 
 
 def quality_bfactors(scores: Values, strength: float) -> Values:

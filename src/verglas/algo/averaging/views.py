@@ -99,8 +99,8 @@ def cut_particles(
 ) -> tuple[ParticleSlices, Bool[Tensor, "particles views"]]:
     """Cut particles from the views, centred to a fraction of a pixel.
 
-    Of each crop a disc that nearly fills it is kept, with a soft edge and without its mean. Where it reaches beyond the
-    view there is nothing.
+    Of each crop a disc that nearly fills it is kept, with a soft edge and without its mean. Where it reaches
+    beyond the view there is nothing.
 
     Parameters
     ----------
