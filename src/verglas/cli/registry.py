@@ -75,6 +75,12 @@ STEPS = (
         "Reconstruct tomograms from aligned tilt series.",
     ),
     StepCommand(
+        "match",
+        "verglas.steps.match.MATCH_STEP",
+        SUBTOMOGRAMS,
+        "Find molecules in tomograms by templates.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,
