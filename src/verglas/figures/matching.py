@@ -34,7 +34,7 @@ def draw_histogram(
         for i, (name, heights, noise, threshold) in enumerate(scores):
             axes = figure.add_subplot(len(scores), 1, i + 1)
             top = max(float(heights.max(initial=0.0)), threshold) * 1.03
-            edges = np.linspace(float(heights.min(initial=0.0)), top, 101)
+            edges = np.linspace(float(np.quantile(heights, 0.005)) if len(heights) else 0.0, top, 101)
             counts, _ = np.histogram(heights, edges)
             axes.stairs(counts, edges, fill=True, color=COLOURS[0], alpha=0.5, label=f"maxima of {name}")
             if noise is not None:
@@ -57,7 +57,7 @@ def draw_histogram(
                 fontsize=9,
             )
             axes.set_ylabel("maxima")
-            axes.legend(loc="lower left")
+            axes.legend(loc="center right")
         axes.set_xlabel("score (correlation coefficient)")
         save_figure(figure, path)
 
@@ -71,7 +71,7 @@ def draw_picks(
     *,
     title: str = "",
 ) -> None:
-    """Draw two sections across the beam and one along it, with rings around the picks in them.
+    """Draw two sections across the beam and two along it, with rings around the picks in them.
 
     Parameters
     ----------
@@ -92,12 +92,13 @@ def draw_picks(
     half = max(1, round(_SLAB_ANGSTROM / voxel_size_angstrom / 2))
     heights = places[:, 2] if len(places) else np.array([depth / 2])
     levels = [int(np.clip(level, 0, depth - 1)) for level in np.quantile(heights, (0.3, 0.7))]
-    middle = int(np.median(places[:, 1])) if len(places) else height // 2
+    rows = places[:, 1] if len(places) else np.array([height / 2])
+    lines = [int(np.clip(row, 0, height - 1)) for row in np.quantile(rows, (0.3, 0.7))]
     ring = radius_angstrom / voxel_size_angstrom
     scale = PAGE_INCHES / 2 / width
     with house_style():
-        figure = make_figure(PAGE_INCHES, scale * (height + 2 * depth) + 0.6)
-        grid = figure.add_gridspec(2, 2, height_ratios=(height, 2 * depth))
+        figure = make_figure(PAGE_INCHES, scale * (height + depth) + 0.6)
+        grid = figure.add_gridspec(2, 2, height_ratios=(height, depth))
         for column, level in enumerate(levels):
             axes = figure.add_subplot(grid[0, column])
             slab = volume[max(0, level - half) : level + half].mean(axis=0)
@@ -108,12 +109,13 @@ def draw_picks(
             if column == 0:
                 draw_scale_bar(axes, width, voxel_size_angstrom)
                 axes.set_title(title, fontsize=8, color="black")
-        axes = figure.add_subplot(grid[1, :])
-        slab = volume[:, max(0, middle - half) : middle + half].mean(axis=1)
-        show_image(axes, slab, voxel_size_angstrom, 60.0)
-        near = np.abs(places[:, 1] - middle) <= half
-        _draw_rings(axes, places[near][:, [0, 2]], ring)
-        label_image(axes, f"xz at y = {(middle - height // 2) * voxel_size_angstrom:+.0f} Å")
+        for column, line in enumerate(lines):
+            axes = figure.add_subplot(grid[1, column])
+            slab = volume[:, max(0, line - half) : line + half].mean(axis=1)
+            show_image(axes, slab, voxel_size_angstrom, 60.0)
+            near = np.abs(places[:, 1] - line) <= half
+            _draw_rings(axes, places[near][:, [0, 2]], ring)
+            label_image(axes, f"xz at y = {(line - height // 2) * voxel_size_angstrom:+.0f} Å")
         save_figure(figure, path)
 
 

@@ -92,9 +92,10 @@ def _draw_model(path: Path, voxel: float) -> tuple[FloatArray, float]:
 
 
 def measure_radius(density: Density, invert: bool) -> float:
-    """Radius in Å about the centre that holds nineteen twentieths of a molecule's density.
+    """Measure the radius in Å of the ball about the centre in which a molecule is compared with its surroundings.
 
-    Density counts from a fifth of its maximum on, so that a map's noise does not.
+    It is a fifth larger than that which holds nineteen twentieths of the density. Density counts from a fifth of
+    its maximum on, so that a map's noise does not.
     """
     values = density.values if invert else -density.values
     weights = np.where(values > 0.2 * values.max(), values, 0).astype(np.float64)
@@ -103,7 +104,7 @@ def measure_radius(density: Density, invert: bool) -> float:
     distance = np.sqrt(z**2 + y**2 + x**2).reshape(-1)
     order = np.argsort(distance)
     mass = np.cumsum(weights.reshape(-1)[order])
-    return float(distance[order[np.searchsorted(mass, 0.95 * mass[-1])]])
+    return 1.2 * float(distance[order[np.searchsorted(mass, 0.95 * mass[-1])]])
 
 
 def make_templates(

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from verglas.algo.matching.template import turn_templates
+from verglas.algo.matching.template import OVERSAMPLING
 from verglas.files import write_text
 from verglas.model import Particles, TiltSeries, Tomogram
 from verglas.ops.interpolation import affine_transform_volume
@@ -122,10 +122,9 @@ def draw_search(name: str, search: "Search", picks: Picks, tomogram: Tomogram, f
         return list(paths.values())
     boxes, mean = cut_aligned(volume, places, picks.matrices, search.radius_angstrom / voxel)
     size = boxes.shape[-1]
-    turned, _ = next(turn_templates(search.templates[0], torch.eye(3)[None], torch.ones_like(search.filters)))
-    scale = search.volume.voxel_size_angstrom / voxel
+    scale = search.volume.voxel_size_angstrom / OVERSAMPLING / voxel
     template = affine_transform_volume(
-        turned[0], torch.eye(3) * scale, order="linear", out_shape=(size, size, size)
+        search.templates[0].fine, torch.eye(3) * scale, order="cubic", out_shape=(size, size, size)
     )
     draw_gallery(
         boxes.sum(1),

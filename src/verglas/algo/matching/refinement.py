@@ -17,6 +17,7 @@ from verglas.shapes import Rotations, Values, Volume
 
 _REACH = 2
 _ROUNDS = 3
+_GROUP = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,42 +74,60 @@ def refine_picks(
     rounds
         How often the step is halved.
     """
-    size = filters.shape[0]
     found = [
-        _refine_pick(volume, template, place, matrix, filters, size, step_deg, floor, rounds)
-        for place, matrix in zip(places.tolist(), matrices.double(), strict=True)
+        _refine_group(
+            volume,
+            template,
+            places[start : start + _GROUP].tolist(),
+            matrices[start : start + _GROUP].double(),
+            filters,
+            step_deg,
+            floor,
+            rounds,
+        )
+        for start in range(0, len(places), _GROUP)
     ]
     if not found:
         return RefinedPicks(torch.zeros(0, 3), torch.zeros(0, 3, 3, dtype=torch.float64), torch.zeros(0))
     all_places, turned, scores = zip(*found, strict=True)
-    return RefinedPicks(torch.stack(all_places), torch.stack(turned), torch.stack(scores))
+    return RefinedPicks(torch.cat(all_places), torch.cat(turned), torch.cat(scores))
 
 
-def _refine_pick(
+def _refine_group(
     volume: Tensor,
     template: Template,
-    place: list[int],
-    matrix: Tensor,
+    places: list[list[int]],
+    matrices: Tensor,
     filters: Tensor,
-    size: int,
     step: float,
     floor: float,
     rounds: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    windows = _cut_windows(volume, place, size)
-    offset, score = torch.zeros(3), torch.zeros(())
+    """Refine a few picks together, so that their templates are turned in one go."""
+    windows = [_cut_windows(volume, place, filters.shape[0]) for place in places]
+    offsets, scores = torch.zeros(len(places), 3), torch.zeros(len(places))
     for _ in range(rounds):
         step = step / 2
         turns = local_rotations(1.5 * step, step)
-        maps = _score_turns(windows, template, turns @ matrix, filters, floor)
-        best = int(maps.flatten(1).amax(1).argmax())
-        peak = _find_peak(maps[best])
-        offset, height = refine_peaks(maps[best], peak)
-        # Scores of all turns at the best place, for the parabola between them.
-        vector = _top_of_turns(maps[:, *peak.tolist()], matrices_to_rotation_vectors(turns), best, step)
-        matrix = rotation_vectors_to_matrices(vector) @ matrix
-        score, offset = height, offset - _REACH
-    return torch.tensor(place, dtype=torch.float32) + offset, matrix, score
+        vectors = matrices_to_rotation_vectors(turns)
+        rotations = (turns @ matrices[:, None]).flatten(0, 1)
+        batches = list(turn_templates(template, rotations.float(), filters, volume.device))
+        turned = torch.cat([values.flatten(1) for values, _ in batches])
+        masks = [one.flatten(1).expand(len(values), -1) for values, one in batches]
+        weights = torch.cat(masks).reshape(len(places), len(turns), -1)
+        turned = turned.reshape(len(places), len(turns), -1)
+        if template.mask is None:
+            weights = weights[:, :1]
+        for i, window in enumerate(windows):
+            maps = _score_turns(window, turned[i], weights[i], floor)
+            best = int(maps.flatten(1).amax(1).argmax())
+            peak = _find_peak(maps[best])
+            place, scores[i] = refine_peaks(maps[best], peak)
+            offsets[i] = place - _REACH
+            # Scores of all turns at the best place, for the parabola between them.
+            vector = _top_of_turns(maps[:, *peak.tolist()], vectors, best, step)
+            matrices[i] = rotation_vectors_to_matrices(vector) @ matrices[i]
+    return torch.tensor(places, dtype=torch.float32) + offsets, matrices, scores
 
 
 def _cut_windows(volume: Tensor, place: list[int], size: int) -> Tensor:
@@ -125,20 +144,13 @@ def _cut_windows(volume: Tensor, place: list[int], size: int) -> Tensor:
     return patch.unfold(0, size, 1).unfold(1, size, 1).unfold(2, size, 1).flatten(3)
 
 
-def _score_turns(
-    windows: Tensor, template: Template, rotations: Tensor, filters: Tensor, floor: float
-) -> Tensor:
-    """`(r, 5, 5, 5)` correlation coefficients of turned templates with the windows."""
-    shape = windows.shape[:3]
+def _score_turns(windows: Tensor, turned: Tensor, weights: Tensor, floor: float) -> Tensor:
+    """`(r, 5, 5, 5)` correlation coefficients of turned templates with windows, under their masks or a common one."""
     flat = windows.reshape(-1, windows.shape[-1])
-    maps = []
-    for turned, masks in turn_templates(template, rotations.float(), filters, windows.device):
-        weight = masks.flatten(1)
-        mass = weight.sum(1)
-        variance = (flat.square() @ weight.T) / mass - ((flat @ weight.T) / mass).square()
-        scale = torch.where(variance > floor, (variance.clamp_min(floor) * mass).rsqrt(), 0.0)
-        maps.append(((flat @ turned.flatten(1).T) * scale).T.reshape(-1, *shape))
-    return torch.cat(maps)
+    mass = weights.sum(1)
+    variance = (flat.square() @ weights.T) / mass - ((flat @ weights.T) / mass).square()
+    scale = torch.where(variance > floor, (variance.clamp_min(floor) * mass).rsqrt(), 0.0)
+    return ((flat @ turned.T) * scale).T.reshape(-1, *windows.shape[:3])
 
 
 def _find_peak(map_: Tensor) -> Tensor:
