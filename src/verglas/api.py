@@ -156,28 +156,25 @@ def reconstruct(
     """
     import torch
 
-    from verglas.algo.reconstruction.filtering import filter_views, make_frames
-    from verglas.algo.reconstruction.volume import reconstruct_blocks
     from verglas.runtime import choose_device
-    from verglas.steps.reconstruct import ReconstructParams, make_filter, make_grid, read_views, select_views
+    from verglas.steps.reconstruct import ReconstructParams
+    from verglas.steps.reconstruction import Part, compute_blocks, make_grid
+    from verglas.steps.used_views import read_views, select_views
 
-    for name in sorted({"halves", "float16", "tilt_series"} & set(parameters)):
+    for name in sorted({"halves", "float16", "tilt_series", "particles", "regions"} & set(parameters)):
         raise UserError(f"`{name}` is about files; expected it at `verglas reconstruct`, not here")
     params = ReconstructParams(tilt_series=Path(series.name), pixel_size=pixel_size, **parameters)
     grid = make_grid(series, params)
     used = select_views(series, params)
     views = read_views(used) if images is None else _take_views(series, np.asarray(images), params)
     target = choose_device(device)
-    coefficients = filter_views(
-        (torch.from_numpy(view).to(target) for view in views),
-        used,
-        grid.voxel_size_angstrom,
-        make_filter(params, grid),
-    )
+    tensors = (torch.from_numpy(view).to(target) for view in views)
+    blocks, _ = compute_blocks(tensors, Part(series), used, grid, params, [torch.arange(len(used))])
     volume = np.empty(grid.shape, np.float32)
-    frames = make_frames(used, grid.voxel_size_angstrom)
-    for start, (block,) in reconstruct_blocks(coefficients, frames, grid, [torch.arange(len(used))]):
-        volume[:, start : start + block.shape[1]] = block.cpu().numpy()
+    for block in blocks:
+        (values,) = block.volumes
+        along_z = slice(block.first_section, block.first_section + values.shape[0])
+        volume[along_z, block.first_row : block.first_row + values.shape[1]] = values.cpu().numpy()
     return Map(volume, grid.voxel_size_angstrom, grid.centre_angstrom)
 
 
@@ -185,7 +182,7 @@ def _take_views(
     series: TiltSeries, stack: npt.NDArray[Any], params: "ReconstructParams"
 ) -> Iterator[FloatArray]:
     """Take those of the images that are used, in the order in which they are."""
-    from verglas.steps.reconstruct import select_views
+    from verglas.steps.used_views import select_views
 
     if stack.shape != (len(series), *series.image_shape):
         raise UserError(

@@ -20,11 +20,14 @@ from verglas.runtime import available_cores
 
 BENCHMARKS = {
     "backproject": "verglas.benchmarks.backproject",
+    "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",
+    "fiducials": "verglas.benchmarks.fiducials",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",
     "star": "verglas.benchmarks.star",
+    "tilt-ctf": "verglas.benchmarks.tilt_ctf",
 }
 """Modules that hold `run(quick: bool) -> Iterator[Figure]`, imported only when asked for."""
 

@@ -23,7 +23,8 @@ from verglas.io.mrc import read_mrc
 from verglas.model import ImageReference, Optics, TiltSeries
 from verglas.ops.backprojection import VoxelGrid
 from verglas.runtime import available_cores, set_threads
-from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams, make_grid, write_volumes
+from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
+from verglas.steps.reconstruction import make_grid, write_volumes
 from verglas.steps.step import Context
 
 VIEWS = 41
@@ -73,7 +74,8 @@ def _time_command(quick: bool) -> Iterator[Figure]:
         seconds,
         "s, from reading the stack to the written volume",
         target="3 times faster than the faster peer",
-        holds=fastest >= 3 * seconds if fastest else None,
+        # What starts and opens files decides a small case.
+        holds=fastest >= 3 * seconds if fastest and not quick else None,
         peer=name,
         peer_value=fastest,
         ratio=fastest / seconds if fastest else None,
@@ -104,7 +106,9 @@ def _write_volume(star: Path, depth: int, folder: Path) -> None:
     params = ReconstructParams(tilt_series=star, thickness=depth * PIXEL_ANGSTROM)
     (item,) = RECONSTRUCT_STEP.list_items(params)
     context = Context(folder, "cpu", available_cores())
-    write_volumes([folder / "volume.mrc"], item.record, make_grid(item.record, params), params, context)
+    part = item.record
+    grid = make_grid(part.series, params)
+    write_volumes([folder / "volume.mrc"], part, part.series, grid, params, context)
 
 
 def _run_command(star: Path, depth: int, out: Path) -> Peak:

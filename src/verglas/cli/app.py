@@ -40,11 +40,15 @@ def build_app(steps: Sequence[StepCommand] = STEPS, commands: Sequence[PlainComm
         group=groups[WHOLE],
         group_commands=Group("Steps"),
     )
+    families = {step.name.partition(" ")[0] for step in steps if " " in step.name}
     for step in steps:
-        app.command(
-            f"verglas.cli.step_command:{step.step}", name=step.name, help=step.help, group=groups[step.group]
-        )
-        estimate.command(f"verglas.cli.estimate_command:{step.step}", name=step.name, help=step.help)
+        if " " in step.name:  # its family brings it along
+            continue
+        is_family = step.name in families
+        path = f"families:{step.name}" if is_family else f"step_command:{step.step}"
+        app.command(f"verglas.cli.{path}", name=step.name, help=step.help, group=groups[step.group])
+        path = f"families:estimate_{step.name}" if is_family else f"estimate_command:{step.step}"
+        estimate.command(f"verglas.cli.{path}", name=step.name, help=step.help)
     if steps:
         app.command(estimate)
     for command in commands:

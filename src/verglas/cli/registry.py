@@ -18,7 +18,7 @@ class StepCommand:
     Parameters
     ----------
     name
-        What the user types.
+        What the user types; `NAME WORD` is a command below the step `NAME`.
     step
         Dotted path of the `Step` object.
     group
@@ -67,6 +67,30 @@ STEPS = (
         "verglas.steps.stack.STACK_STEP",
         TILT_SERIES,
         "Stack tilt series from SerialEM's mdocs and images.",
+    ),
+    StepCommand(
+        "align-tilts",
+        "verglas.steps.align_tilts.ALIGN_TILTS_STEP",
+        TILT_SERIES,
+        "Align tilt series by their gold beads.",
+    ),
+    StepCommand(
+        "fiducials",
+        "verglas.steps.fiducials.FIDUCIALS_STEP",
+        TILT_SERIES,
+        "Find gold beads, mask them, and erase them with matched noise.",
+    ),
+    StepCommand(
+        "fiducials train",
+        "verglas.steps.train_fiducials.TRAIN_FIDUCIALS_STEP",
+        TILT_SERIES,
+        "Train the network that masks what is no specimen.",
+    ),
+    StepCommand(
+        "ctf",
+        "verglas.steps.ctf.CTF_STEP",
+        TILT_SERIES,
+        "Estimate defocus, astigmatism and hand of aligned tilt series.",
     ),
     StepCommand(
         "reconstruct",

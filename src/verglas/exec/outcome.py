@@ -45,13 +45,23 @@ def guard(function: Callable[[T], Any], name: str, item: T) -> Outcome:
     try:
         value = function(item)
     except Exception as error:
-        # Where it was raised matters for a bug; in an error that the user can mend it hides the sentence.
-        on_purpose = isinstance(error, VerglasError)
-        told = str(error) if on_purpose else f"{type(error).__name__}: {error}"
+        told = _tell(error)
         return Outcome(
             name,
-            error=" ".join(told.split()),
-            traceback="" if on_purpose else traceback.format_exc(),
+            error=" ".join((told or f"{type(error).__name__}: {error}").split()),
+            # Where it was raised matters for a bug; with an error that the user can mend it hides the sentence.
+            traceback="" if told else traceback.format_exc(),
             seconds=time.perf_counter() - started,
         )
     return Outcome(name, value, seconds=time.perf_counter() - started)
+
+
+def _tell(error: Exception) -> str | None:
+    """Say what the user can mend; None for a bug."""
+    if isinstance(error, VerglasError):
+        return str(error) or type(error).__name__
+    # On the CPU torch tells of a lack of memory in a plain RuntimeError.
+    is_torchs = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or is_torchs or type(error).__name__ == "OutOfMemoryError":
+        return f"it does not fit in memory ({error}); expected a smaller one or a larger machine"
+    return None

@@ -1,7 +1,9 @@
 """emClarity's tables: `_ctf.tlt`, `_recon.coords`, motive lists (`.csv`), `.order`; and their conventions.
 
 - Lengths of the CTF table are metres and its astigmatism angle radians; underfocus is **negative**. Its
-  transforms are IMOD's `.xf` of the raw to the aligned stack, so its geometry is that of `verglas.io.imod`.
+  transforms are IMOD's `.xf` of the raw to the aligned stack, so its geometry is that of `verglas.io.imod`. The
+  defocus is that of the aligned stack, whose images are turned: so the astigmatism's angle is counted from the
+  tilt axis' normal there, and from the x axis of the raw images here.
 - A motive's triple e1, e2, e3 (degrees) means R = Rz(e1) Rx(e2) Rz(e3), active, which takes the reference to
   the tomogram, like R = Rz(rot) Ry(tilt) Rz(psi) here; Rx(b) = Rz(-90) Ry(b) Rz(90), so rot = e1 - 90,
   tilt = e2, psi = e3 + 90.
@@ -263,7 +265,7 @@ def tilt_series_from_emclarity(
         exposure_e_per_a2=exposure,
         defocus_u_angstrom=mean + half,
         defocus_v_angstrom=mean - half,
-        defocus_angle_deg=np.rad2deg(table[:, 12]),
+        defocus_angle_deg=_fold_deg(np.rad2deg(table[:, 12]) + series.z_rot_deg),
         extra=pd.DataFrame({_WEIGHT: table[:, 13]}),
     )
 
@@ -299,7 +301,7 @@ def tilt_series_to_emclarity(series: TiltSeries) -> FloatArray:
         alignment.transforms[:, :, :2].reshape(count, 4),
         views.pre_exposure_e_per_a2 + views.exposure_e_per_a2,
         half / ANGSTROM_PER_METRE,
-        np.deg2rad(views.defocus_angle_deg),
+        np.deg2rad(_fold_deg(views.defocus_angle_deg - views.z_rot_deg)),
         np.asarray(weight, dtype=float),
         -views.mean_defocus_angstrom / ANGSTROM_PER_METRE,
         np.tile(
@@ -318,6 +320,11 @@ def tilt_series_to_emclarity(series: TiltSeries) -> FloatArray:
     ]
     table = np.column_stack(columns).astype(float)
     return table[np.argsort(-np.abs(table[:, 3]), kind="stable")]
+
+
+def _fold_deg(angle_deg: FloatArray) -> FloatArray:
+    """Bring directions of a line to -90 up to 90."""
+    return np.asarray((angle_deg + 90) % 180 - 90)
 
 
 def read_motives(path: Path | str) -> FloatArray:

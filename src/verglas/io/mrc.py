@@ -251,6 +251,7 @@ class MrcWriter:
         self._statistics = _Statistics()
         self._written = 0
         self._rows_written = 0
+        self._depth = 0
 
     def write(self, sections: npt.ArrayLike) -> None:
         """Append sections.
@@ -271,7 +272,7 @@ class MrcWriter:
         array = np.asarray(sections)
         array = array[None] if array.ndim == 2 else array
         if self._rows_written:
-            raise ValueError("the file was begun with rows; expected rows to its end")
+            raise ValueError("sections were begun with rows; expected rows to their end")
         if array.ndim != 3 or array.shape[1:] != self._shape[1:]:
             raise ValueError(
                 f"`sections` must be (..., {self._shape[1]}, {self._shape[2]}); got {array.shape}"
@@ -285,43 +286,47 @@ class MrcWriter:
         self._written += len(array)
 
     def write_rows(self, block: npt.ArrayLike) -> None:
-        """Write the next rows of every section, for volumes that are made a slab along y at a time.
+        """Write the next rows of the next sections, for volumes that are made in blocks along y.
 
         Parameters
         ----------
         block
-            `(z, k, x)`, all sections; converted as by :meth:`write`.
+            `(k, rows, x)`, the next k sections, or all; converted as by :meth:`write`. Until all rows of these
+            sections are there, the blocks that follow must be as thick.
 
         Raises
         ------
         ValueError
-            When its size is not that of the file, there are more rows than it takes, or whole sections were
-            written before.
+            When its size is not that of the file, or there are more rows or sections than it takes.
         UserError
             When a value does not fit in the file's data type.
         """
         array = np.asarray(block)
         z, y, x = self._shape
-        rows = array.shape[1] if array.ndim == 3 else 0
-        if self._written or array.shape != (z, rows, x) or self._rows_written + rows > y:
+        count, rows = array.shape[:2] if array.ndim == 3 else (0, 0)
+        fits = count == self._depth if self._rows_written else 0 < count <= z - self._written
+        if not fits or array.shape != (count, rows, x) or self._rows_written + rows > y:
+            sections = self._depth if self._rows_written else f"up to {z - self._written}"
             raise ValueError(
-                f"`block` must be ({z}, up to {y - self._rows_written} rows, {x}) of a file without whole sections; "
-                f"got {array.shape}"
+                f"`block` must be ({sections} sections, up to {y - self._rows_written} rows, {x}); got {array.shape}"
             )
         row_bytes = x * self._dtype.itemsize
-        for index, part in enumerate(array):
+        for index, part in enumerate(array, self._written):
             converted = _convert(part, self._dtype)
             self._statistics.add(converted)
             self._file.seek(self._start + (index * y + self._rows_written) * row_bytes)
             self._file.write(converted.reshape(-1).view(np.uint8).data)
+        self._depth = count
         self._rows_written += rows
+        if self._rows_written == y:
+            self._written += count
+            self._rows_written = 0
 
     def finish(self) -> tuple[float, float, float, float]:
         """Return minimum, maximum, mean and deviation; raise ValueError when sections or rows are missing."""
         if self._rows_written:
-            if self._rows_written != self._shape[1]:
-                raise ValueError(f"the file takes {self._shape[1]} rows; got {self._rows_written}")
-        elif self._written != self._shape[0]:
+            raise ValueError(f"the file takes {self._shape[1]} rows; got {self._rows_written}")
+        if self._written != self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written}")
         return self._statistics.values()
 

@@ -85,9 +85,12 @@ def read_tilt_series(path: Path | str, image_shape_of: ImageShapeOf | None = Non
     series: dict[str, TiltSeries] = {}
     for row in index.to_dict("records"):
         name = str(row["rlnTomoName"])
+        globals_ = {str(label): value for label, value in row.items()}
+        if name in series and globals_.get("vglRegionName"):
+            # Regions of one series share its row.
+            continue
         if name in series:
             raise FileFormatError(f"block 'global' of {str(path)!r} has the tilt series {name!r} twice")
-        globals_ = {str(label): value for label, value in row.items()}
         if "rlnTomoTiltSeriesStarFile" in globals_:
             star_path = check_exists(
                 find_file(str(globals_["rlnTomoTiltSeriesStarFile"]), path),

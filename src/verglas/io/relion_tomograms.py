@@ -16,6 +16,8 @@ from verglas.model import TiltSeries, Tomogram
 _HALF_LABELS = ("rlnTomoReconstructedTomogramHalf1", "rlnTomoReconstructedTomogramHalf2")
 _SIZE_LABELS = ("rlnTomoSizeX", "rlnTomoSizeY", "rlnTomoSizeZ")
 _SHAPE_LABELS = ("vglTomoShapeX", "vglTomoShapeY", "vglTomoShapeZ")
+_REGION_LABEL = "vglRegionName"
+_WEIGHTS_LABEL = "vglTomoWeights"
 _CENTRE_LABELS = ("vglTomoCentreXAngst", "vglTomoCentreYAngst", "vglTomoCentreZAngst")
 
 
@@ -85,6 +87,7 @@ def _build_tomogram(row: dict[str, Any], path: Path) -> Tomogram:
     else:
         shape = _read_volume_shape(volume_path) or _infer_shape(row, pixel_size / voxel_size, path, name)
     halves = [str(row.get(label) or "") for label in _HALF_LABELS]
+    weights = str(row.get(_WEIGHTS_LABEL) or "")
     x_centre, y_centre, z_centre = (float(row.get(label, 0.0)) for label in _CENTRE_LABELS)
     return Tomogram(
         name=name,
@@ -93,6 +96,8 @@ def _build_tomogram(row: dict[str, Any], path: Path) -> Tomogram:
         voxel_size_angstrom=voxel_size,
         centre_angstrom=(x_centre, y_centre, z_centre),
         half_paths=(find_file(halves[0], path), find_file(halves[1], path)) if all(halves) else None,
+        region=str(row.get(_REGION_LABEL) or ""),
+        weights_path=find_file(weights, path) if weights else None,
     )
 
 
@@ -134,4 +139,8 @@ def _tabulate_tomogram(tomogram: Tomogram, series: TiltSeries) -> dict[str, Any]
     row |= dict(zip(_SHAPE_LABELS, reversed(tomogram.shape), strict=True))
     row["vglTomoVoxelSize"] = tomogram.voxel_size_angstrom
     row |= dict(zip(_CENTRE_LABELS, tomogram.centre_angstrom, strict=True))
+    if tomogram.region:
+        row[_REGION_LABEL] = tomogram.region
+    if tomogram.weights_path is not None:
+        row[_WEIGHTS_LABEL] = project_path(tomogram.weights_path)
     return row

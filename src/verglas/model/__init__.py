@@ -2,6 +2,9 @@
 
 from verglas.model.optics import Optics as Optics
 from verglas.model.particles import Particles as Particles
+from verglas.model.region import Region as Region
 from verglas.model.tilt_series import ImageReference as ImageReference
 from verglas.model.tilt_series import TiltSeries as TiltSeries
 from verglas.model.tomogram import Tomogram as Tomogram
+from verglas.model.weights import AppliedWeights as AppliedWeights
+from verglas.model.weights import DefocusSurface as DefocusSurface

@@ -24,6 +24,10 @@ class Tomogram:
         xyz of the volume's centre voxel (`n // 2`) in the specimen frame, Å; not zero for a region.
     half_paths
         The two half tomograms made from separate views or frames, when there are any.
+    region
+        Name of the part of the specimen that it shows; empty when it shows all.
+    weights_path
+        JSON of the weights that its views carry, when they are known.
     """
 
     name: str
@@ -32,6 +36,8 @@ class Tomogram:
     voxel_size_angstrom: float
     centre_angstrom: tuple[float, float, float] = (0.0, 0.0, 0.0)
     half_paths: tuple[Path, Path] | None = None
+    region: str = ""
+    weights_path: Path | None = None
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:

@@ -190,6 +190,14 @@ class VoxelGrid:
         cx, cy, cz = self.centre_angstrom
         return VoxelGrid((z, size, x), self.voxel_size_angstrom, (cx, cy + moved, cz))
 
+    def sections(self, start: int, stop: int) -> "VoxelGrid":
+        """Return the part of the grid between two sections along z."""
+        z, y, x = self.shape
+        size = stop - start
+        moved = (start + size // 2 - z // 2) * self.voxel_size_angstrom
+        cx, cy, cz = self.centre_angstrom
+        return VoxelGrid((size, y, x), self.voxel_size_angstrom, (cx, cy, cz + moved))
+
     def first_voxel_angstrom(self) -> tuple[float, float, float]:
         """Xyz of voxel (0, 0, 0), Å."""
         x, y, z = (

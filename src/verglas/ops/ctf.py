@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from verglas.errors import UserError
-from verglas.ops.fft import frequency_axes
+from verglas.ops.fft import Spectrum, frequency_axes
 from verglas.shapes import Values
 from verglas.units import ANGSTROM_PER_MILLIMETRE, electron_wavelength_angstrom
 
@@ -93,15 +93,15 @@ def ctf_1d(
         When the voltage is not positive or the amplitude contrast out of range.
     """
     squares = frequency.square()
-    return _transfer(
+    phase = _phase(
         squares,
         _column(defocus_angstrom, 1) * squares,
         voltage_kv,
         cs_mm,
         amplitude_contrast,
         _column(phase_shift_deg, 1),
-        _column(bfactor_a2, 1),
     )
+    return _damp(phase.sin(), squares, _column(bfactor_a2, 1))
 
 
 def ctf_2d(
@@ -149,9 +149,62 @@ def ctf_2d(
         When `shape` is not that of an image, the pixel size or the voltage is not positive, or the amplitude
         contrast is out of range.
     """
+    phase, squares = _phase_2d(
+        shape,
+        pixel_size_angstrom,
+        (defocus_u_angstrom, defocus_v_angstrom, defocus_angle_deg),
+        voltage_kv,
+        cs_mm,
+        amplitude_contrast,
+        phase_shift_deg,
+        device,
+    )
+    return _damp(phase.sin(), squares, _column(bfactor_a2, 2))
+
+
+def aberration_wave_2d(
+    shape: Sequence[int],
+    pixel_size_angstrom: float,
+    *,
+    defocus_u_angstrom: Values | float,
+    defocus_v_angstrom: Values | float,
+    defocus_angle_deg: Values | float,
+    voltage_kv: float,
+    cs_mm: float,
+    amplitude_contrast: float,
+    phase_shift_deg: Values | float = 0.0,
+    device: torch.device | str | None = None,
+) -> Spectrum:
+    """Exp(iχ), whose imaginary part is what :func:`ctf_2d` gives; parameters and errors are as there.
+
+    Multiplied by exp(iπλs²Δ) it is the wave of a defocus larger by Δ.
+    """
+    phase, _ = _phase_2d(
+        shape,
+        pixel_size_angstrom,
+        (defocus_u_angstrom, defocus_v_angstrom, defocus_angle_deg),
+        voltage_kv,
+        cs_mm,
+        amplitude_contrast,
+        phase_shift_deg,
+        device,
+    )
+    return torch.polar(torch.ones_like(phase), phase)
+
+
+def _phase_2d(
+    shape: Sequence[int],
+    pixel_size_angstrom: float,
+    defoci: tuple[Tensor | float, Tensor | float, Tensor | float],
+    voltage_kv: float,
+    cs_mm: float,
+    amplitude_contrast: float,
+    phase_shift_deg: Tensor | float,
+    device: torch.device | str | None,
+) -> tuple[Tensor, Tensor]:
+    """χ and s² on the grid of a half transform."""
     if len(shape) != 2:
         raise UserError(f"`shape` must be (y, x); got {tuple(shape)}")
-    defoci = (defocus_u_angstrom, defocus_v_angstrom, defocus_angle_deg)
     like = next((item for item in defoci if isinstance(item, Tensor)), torch.zeros((), device=device))
     defocus_u, defocus_v, angle = (torch.as_tensor(item).to(like)[..., None, None] for item in defoci)
     y, x = frequency_axes(shape, pixel_size_angstrom, dtype=like.dtype, device=like.device)
@@ -161,15 +214,15 @@ def ctf_2d(
     twice = 2 * torch.deg2rad(angle)
     # s² cos 2(α - angle), without the direction α of each pixel.
     stretch = twice.cos() * (x.square() - y.square()) + twice.sin() * (2 * x * y)
-    return _transfer(
+    phase = _phase(
         squares,
         mean * squares + half * stretch,
         voltage_kv,
         cs_mm,
         amplitude_contrast,
         _column(phase_shift_deg, 2),
-        _column(bfactor_a2, 2),
     )
+    return phase, squares
 
 
 def zero_frequency(
@@ -255,22 +308,24 @@ def coherence_envelope(
     return torch.exp(-temporal.square() / 2 - spatial.square())
 
 
-def _transfer(
+def _phase(
     squares: Tensor,
     defocus_squares: Tensor,
     voltage_kv: float,
     cs_mm: float,
     amplitude_contrast: float,
     phase_shift_deg: Tensor | float,
-    bfactor_a2: Tensor | float,
 ) -> Tensor:
-    """Make the function from s² and defocus times s²."""
+    """Make χ from s² and defocus times s²."""
     wavelength = _wavelength(voltage_kv)
     start = _start_phase(amplitude_contrast, phase_shift_deg)
     aberration = 0.5 * math.pi * _cs_angstrom(cs_mm) * wavelength**3
-    transfer = torch.sin(math.pi * wavelength * defocus_squares - aberration * squares.square() + start)
+    return math.pi * wavelength * defocus_squares - aberration * squares.square() + start
+
+
+def _damp(transfer: Tensor, squares: Tensor, bfactor_a2: Tensor | float) -> Tensor:
     if isinstance(bfactor_a2, Tensor) or bfactor_a2 != 0:
-        transfer = transfer * torch.exp(-bfactor_a2 / 4 * squares)
+        return transfer * torch.exp(-bfactor_a2 / 4 * squares)
     return transfer
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from verglas.errors import UserError
 from verglas.ops.fft import radial_frequency
@@ -106,3 +108,70 @@ def power_normalised_weights(filters: Values) -> Values:
     """
     norm = filters.square().sum(0).sqrt()
     return torch.where(norm > 0, filters / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
+
+
+def elastic_shares(
+    cosines: Values, thickness_angstrom: float, mean_free_path_angstrom: float = 4000.0
+) -> Values:
+    """Share of electrons that each view of a slab sees pass without inelastic loss, relative to the best view.
+
+    exp(-t / (Λ cos α)) over its largest value: a tilted slab is thicker (emClarity, Himes and Zhang 2018, whose Λ
+    is the default).
+
+    Parameters
+    ----------
+    cosines
+        `(n,)` of the angle between the beam and the slab's normal.
+    thickness_angstrom
+        Of the slab across; not negative.
+    mean_free_path_angstrom
+        Λ.
+
+    Returns
+    -------
+    Tensor
+        `(n,)` above 0, up to 1.
+
+    Raises
+    ------
+    UserError
+        When the beam runs along the slab in a view, or a length is out of range.
+    """
+    if not bool((cosines.abs() > 1e-3).all()):
+        raise UserError("the beam must not run along the slab; expected tilts below 90 degrees")
+    if thickness_angstrom < 0 or mean_free_path_angstrom <= 0:
+        raise UserError(
+            f"`thickness_angstrom` must not be negative and `mean_free_path_angstrom` be positive; got "
+            f"{thickness_angstrom:g} and {mean_free_path_angstrom:g}"
+        )
+    path = thickness_angstrom / cosines.abs()
+    return torch.exp(-(path - path.min()) / mean_free_path_angstrom)
+
+
+def view_weights(
+    cosines: Values, exposures_e_per_a2: Values, thickness_angstrom: float
+) -> Float[Tensor, " n"]:
+    """Weights of the views of a slab: the electrons that pass without loss, times each view's share of the exposure.
+
+    The share is over the mean exposure, so it is not 1 where views at high tilt were exposed for longer.
+
+    Parameters
+    ----------
+    cosines
+        `(n,)` of the angle between the beam and the slab's normal.
+    exposures_e_per_a2
+        `(n,)` of each view, not cumulative; where one is NaN, all count as the same.
+    thickness_angstrom
+        Of the ice across the slab.
+
+    Raises
+    ------
+    UserError
+        As :func:`elastic_shares`, and when an exposure is negative or all are zero.
+    """
+    weights = elastic_shares(cosines, thickness_angstrom)
+    if bool(exposures_e_per_a2.isnan().any()):
+        return weights
+    if not (bool((exposures_e_per_a2 >= 0).all()) and float(exposures_e_per_a2.sum()) > 0):
+        raise UserError("`exposures_e_per_a2` must not be negative, nor all zero")
+    return weights * exposures_e_per_a2 / exposures_e_per_a2.mean()

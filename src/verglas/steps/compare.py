@@ -12,7 +12,7 @@ from pydantic import Field
 from verglas.errors import UserError
 from verglas.files import check_exists
 from verglas.model import TiltSeries, Tomogram
-from verglas.steps.reconstruct import SLAB_ANGSTROM
+from verglas.steps.sections import SLAB_ANGSTROM
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:

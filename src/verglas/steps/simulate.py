@@ -28,7 +28,7 @@ from pydantic import Field
 from verglas.errors import UserError
 from verglas.files import check_name, write_text
 from verglas.model import ImageReference, Optics, TiltSeries
-from verglas.steps.reconstruct import SLAB_ANGSTROM
+from verglas.steps.sections import SLAB_ANGSTROM
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, draw_series
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 

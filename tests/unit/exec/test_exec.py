@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from verglas.errors import UserError
 from verglas.exec import (
@@ -52,6 +54,14 @@ def test_bug_keeps_its_traceback():
     (outcome,) = run_items(divide, {"a": 0})
     assert outcome.error == "ZeroDivisionError: division by zero"
     assert "in divide" in outcome.traceback
+
+
+@pytest.mark.parametrize("allocate", [np.empty, torch.empty])
+def test_lack_of_memory_is_no_bug(allocate):
+    (outcome,) = run_items(allocate, {"a": (2**55,)})
+    assert outcome.error.startswith("it does not fit in memory")
+    assert outcome.error.endswith("expected a smaller one or a larger machine")
+    assert not outcome.traceback
 
 
 def test_workers_know_their_numbers():

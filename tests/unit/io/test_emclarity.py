@@ -76,7 +76,9 @@ def test_units_of_the_ctf_table(table):
     assert series.images[0].section == 0
     assert series.defocus_u_angstrom[0] == pytest.approx(50407.34 + 300)
     assert series.defocus_v_angstrom[0] == pytest.approx(50407.34 - 300)
-    assert series.defocus_angle_deg[0] == pytest.approx(math.degrees(-1.204277))
+    # In the table it is the angle in the aligned stack, whose images are turned back by the axis angle.
+    turned = (math.degrees(-1.204277) + series.z_rot_deg[0] + 90) % 180 - 90
+    assert series.defocus_angle_deg[0] == pytest.approx(turned)
     assert series.y_tilt_deg[0] == 60.46
     assert series.image_shape == (3710, 3838)
     # 60 e/Å2 over 41 views of the same dose.

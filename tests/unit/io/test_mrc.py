@@ -505,6 +505,15 @@ def test_rows_make_the_same_file_as_sections(tmp_path: Path) -> None:
     np.testing.assert_allclose(rows.statistics, sections.statistics, rtol=1e-6)
 
 
+def test_slabs_in_rows_make_the_same_file(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).normal(size=(5, 11, 7)).astype(np.float32)
+    with create_mrc(tmp_path / "a.mrc", volume.shape, voxel_size_angstrom=2.5) as writer:
+        for first, stop in ((0, 2), (2, 5)):
+            for start in (0, 4, 8):
+                writer.write_rows(volume[first:stop, start : start + 4])
+    np.testing.assert_array_equal(read_mrc(tmp_path / "a.mrc"), volume)
+
+
 def write_mixed(path: Path, volume: np.ndarray, *, rows_first: bool) -> None:
     with create_mrc(path, volume.shape, voxel_size_angstrom=1.0) as writer:
         if rows_first:
@@ -515,6 +524,12 @@ def write_mixed(path: Path, volume: np.ndarray, *, rows_first: bool) -> None:
             writer.write_rows(volume[:, :4])
 
 
+def write_uneven(path: Path, volume: np.ndarray) -> None:
+    with create_mrc(path, volume.shape, voxel_size_angstrom=1.0) as writer:
+        writer.write_rows(volume[:1, :4])
+        writer.write_rows(volume[:, 4:])
+
+
 def test_missing_or_mixed_rows_are_refused(tmp_path: Path) -> None:
     volume = np.zeros((2, 6, 3), np.float32)
     with (
@@ -522,8 +537,10 @@ def test_missing_or_mixed_rows_are_refused(tmp_path: Path) -> None:
         create_mrc(tmp_path / "a.mrc", volume.shape, voxel_size_angstrom=1.0) as writer,
     ):
         writer.write_rows(volume[:, :4])
-    with pytest.raises(ValueError, match="without whole sections"):
+    with pytest.raises(ValueError, match="up to 1 sections"):
         write_mixed(tmp_path / "b.mrc", volume, rows_first=False)
     with pytest.raises(ValueError, match="begun with rows"):
         write_mixed(tmp_path / "c.mrc", volume, rows_first=True)
+    with pytest.raises(ValueError, match="1 sections"):
+        write_uneven(tmp_path / "d.mrc", volume)
     assert not list(tmp_path.iterdir())

@@ -61,6 +61,16 @@ def test_resampling_kernels_agree() -> None:
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("sample", [resample_rows, resample_rows_reference])
+def test_views_reach_to_their_outermost_pixels_and_no_farther(sample):
+    # A row a sample, half a pixel apart, from one pixel before the image to one beyond it.
+    frames = torch.tensor([[-1.0, 0.5, 0.0, -1.0, 0.0, 0.5]], dtype=torch.float64)
+    rows = sample(torch.ones(1, 7, 9), frames, (17, 1, 21))[0, :, 0]
+    expected = torch.zeros(17, 21)
+    expected[2:15, 2:19] = 1
+    torch.testing.assert_close(rows, expected)
+
+
 def test_resampling_restores_the_pixels_it_was_made_from() -> None:
     image = torch.randn(24, 30, generator=torch.Generator().manual_seed(0))
     fy = torch.fft.fftfreq(24)[:, None]

@@ -151,3 +151,17 @@ def test_images_have_two_axes():
         ctf.ctf_2d(
             (4, 4, 4), 1.0, defocus_u_angstrom=1.0, defocus_v_angstrom=1.0, defocus_angle_deg=0.0, **SCOPE
         )
+
+
+def test_the_wave_turns_with_the_defocus() -> None:
+    """Its imaginary part is the CTF, and a change of defocus is one factor."""
+    common = {**SCOPE, "defocus_angle_deg": 30.0}
+    first, second = (
+        ctf.aberration_wave_2d((32, 48), 2.5, defocus_u_angstrom=z + 300.0, defocus_v_angstrom=z, **common)
+        for z in (15000.0, 17000.0)
+    )
+    image = ctf.ctf_2d((32, 48), 2.5, defocus_u_angstrom=17300.0, defocus_v_angstrom=17000.0, **common)
+    torch.testing.assert_close(second.imag, image)
+    y, x = ctf.frequency_axes((32, 48), 2.5)
+    turn = torch.exp(1j * math.pi * electron_wavelength_angstrom(300.0) * 2000.0 * (y**2 + x**2))
+    torch.testing.assert_close(first * turn, second, rtol=1e-3, atol=1e-4)

@@ -1,10 +1,17 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from verglas.errors import UserError
-from verglas.ops.dose import critical_exposure, exposure_filter, power_normalised_weights
+from verglas.ops.dose import (
+    critical_exposure,
+    elastic_shares,
+    exposure_filter,
+    power_normalised_weights,
+    view_weights,
+)
 
 
 def test_critical_exposure_is_the_papers():
@@ -49,3 +56,26 @@ def test_bad_input_is_named():
         exposure_filter((4, 4), 1.0, torch.tensor([1.0, -2.0]))
     with pytest.raises(UserError, match="exposures_e_per_a2"):
         exposure_filter((4, 4), 1.0, torch.tensor([1.0, torch.nan]))
+
+
+def test_elastic_shares_by_hand():
+    cosines = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    # 750 Å and 1500 Å of ice of 4000 Å of mean free path.
+    expected = [1.0, np.exp(-1500 / 4000) / np.exp(-750 / 4000)]
+    np.testing.assert_allclose(elastic_shares(cosines, 750.0).numpy(), expected)
+    assert (elastic_shares(cosines, 0.0) == 1).all()
+    with pytest.raises(UserError, match="below 90 degrees"):
+        elastic_shares(torch.tensor([0.0]), 750.0)
+    with pytest.raises(UserError, match="thickness_angstrom"):
+        elastic_shares(cosines, -1.0)
+
+
+def test_view_weights_multiply_ice_and_exposure():
+    cosines = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    exposures = torch.tensor([2.0, 4.0], dtype=torch.float64)
+    expected = elastic_shares(cosines, 750.0) * torch.tensor([2 / 3, 4 / 3])
+    torch.testing.assert_close(view_weights(cosines, exposures, 750.0), expected)
+    unknown = torch.tensor([2.0, float("nan")], dtype=torch.float64)
+    torch.testing.assert_close(view_weights(cosines, unknown, 750.0), elastic_shares(cosines, 750.0))
+    with pytest.raises(UserError, match="all zero"):
+        view_weights(cosines, torch.zeros(2, dtype=torch.float64), 750.0)

@@ -209,6 +209,18 @@ def test_halves_add_up_to_the_whole() -> None:
     torch.testing.assert_close(halves[0] + halves[1], whole[:, : halves[0].shape[1]], rtol=1e-4, atol=1e-5)
 
 
+def test_views_count_by_ice_and_exposure() -> None:
+    blobs, series = Blobs(), make_series(step=30.0, exposure_e_per_a2=np.array([4.0, 2.0, 2.0, 2.0, 2.0]))
+    views = [torch.from_numpy(blobs.view(series, i).astype(np.float32)) for i in range(len(series))]
+    plain = filter_views(iter(views), series, PIXEL, ViewFilter())
+    weighted = filter_views(iter(views), series, PIXEL, ViewFilter(ice_thickness_angstrom=800.0))
+    found = (weighted * plain).sum(dim=(1, 2)) / plain.square().sum(dim=(1, 2))
+    # Tilts of -60, -30, 0, 30, 60 degrees; 4000 Å of mean free path.
+    path = 800 / np.cos(np.deg2rad([60, 30, 0, 30, 60]))
+    expected = np.exp(-(path - 800) / 4000) * np.array([4, 2, 2, 2, 2]) / 2.4
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)
+
+
 def test_ctf_needs_a_defocus() -> None:
     series = make_series(step=30.0)
     views = [torch.zeros(SIZE, SIZE)] * len(series)

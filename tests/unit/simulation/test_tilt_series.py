@@ -186,6 +186,38 @@ def test_noise_is_the_seeds_and_not_the_threads() -> None:
     np.testing.assert_array_equal(one, np.rint(one))
 
 
+@pytest.mark.parametrize("hand", [1, -1])
+def test_rings_of_tilted_ice_have_the_defocus_of_their_place(hand: int) -> None:
+    optics, size, tilt = Optics(3.0, amplitude_contrast=0.1), 512, np.deg2rad(55.0)
+    ice = build_specimen("ice", (1500.0, 1500.0, 300.0), [], seed=1)
+    turn = np.array([[np.cos(tilt), 0, np.sin(tilt)], [0, 1, 0], [-np.sin(tilt), 0, np.cos(tilt)]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn
+    view = View(matrix, 20000.0, 20000.0, hand=hand)
+    conditions = Conditions(ice_noise=True, noise=False, layer_angstrom=100.0)
+    rng = np.random.default_rng(4)
+    images = [expect_view(ice, view, (size, size), optics, conditions, rng) for _ in range(4)]
+    width = 128
+    window = np.outer(np.hanning(size), np.hanning(width))
+    k = np.hypot(np.fft.fftfreq(size, 3.0)[:, None], np.fft.rfftfreq(width, 3.0))
+    band = (k > 1 / 25) & (k < 1 / 9)
+    tried = np.arange(17000, 23001, 50.0)
+    for left in (0, size - width):
+        power = sum(
+            np.abs(np.fft.rfft2((i - i.mean())[:, left : left + width] * window)) ** 2 for i in images
+        )
+        flat = power[band] - power[band].mean()
+        scores = []
+        for defocus in tried:
+            phase = np.pi * optics.wavelength_angstrom * defocus * k[band] ** 2 + np.arcsin(0.1)
+            phase -= np.pi / 2 * 2.7e7 * optics.wavelength_angstrom**3 * k[band] ** 4
+            scores.append((flat * -np.cos(2 * phase)).sum())
+        # A point (X, 0, 0) comes to X cos(tilt) at the height -X sin(tilt).
+        place = (left + width / 2 - size / 2) * 3.0
+        expected = 20000 - hand * place * np.tan(tilt)
+        assert tried[int(np.argmax(scores))] == pytest.approx(expected, abs=150)
+
+
 def test_mtf_and_b_factor_take_fine_detail_away() -> None:
     specimen = arrange_copies("TS", blob(5.0), np.zeros((1, 3)), np.zeros((1, 3)))
     optics = Optics(4.0)

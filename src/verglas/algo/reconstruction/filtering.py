@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verglas.errors import UserError
+from verglas.algo.reconstruction.strips import LEVEL, correct_in_strips, defocus_offsets
 from verglas.model import TiltSeries
+from verglas.model.weights import DefocusSurface
 from verglas.ops.backprojection import (
     PHASES,
     ViewFrames,
@@ -21,10 +22,9 @@ from verglas.ops.backprojection import (
     sirt_filter,
     spline_response,
 )
-from verglas.ops.ctf import ctf_2d
-from verglas.ops.dose import critical_exposure
+from verglas.ops.dose import critical_exposure, view_weights
 from verglas.ops.fft import fast_size, radial_frequency, rescale_images
-from verglas.shapes import Image
+from verglas.shapes import Image, Values
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class ViewFilter:
         Weight the frequencies of each view by its exposure (Grant and Grigorieff 2015).
     ctf
         "none", "flip" the phases or "multiply" by the CTF, in strips across the tilt axis.
+    ice_thickness_angstrom
+        Weight views by the share of electrons that lose no energy in ice of this thickness, and by their share of
+        the exposure; 0 does not.
+    defocus_height_angstrom
+        Height of the matter whose defocus the record gives, Å from the specimen's centre.
     """
 
     weighting: Literal["ramp", "exact", "sirt"] = "ramp"
@@ -53,6 +58,8 @@ class ViewFilter:
     normalise: bool = True
     dose: bool = False
     ctf: Literal["none", "flip", "multiply"] = "none"
+    ice_thickness_angstrom: float = 0.0
+    defocus_height_angstrom: float = 0.0
 
 
 def make_frames(series: TiltSeries, voxel_size_angstrom: float) -> ViewFrames:
@@ -99,29 +106,148 @@ def filter_views(
         `(n, y, x)` float32 B-spline coefficients of the filtered views; their sum over a volume has the specimen's
         density, in units of a view's values a voxel.
     """
-    frames = make_frames(series, voxel_size_angstrom)
+    views, _ = prepare_views(images, series, voxel_size_angstrom, normalise=options.normalise)
+    return filter_prepared(views, series, voxel_size_angstrom, options)
+
+
+def filter_prepared(
+    views: Image, series: TiltSeries, voxel_size_angstrom: float, options: ViewFilter
+) -> Image:
+    """Weight the views `(n, y, x)` of :func:`prepare_views` in place, and return them."""
+    weigher = ViewWeigher(series, voxel_size_angstrom, options)
+    for view, image in enumerate(views):
+        views[view] = weigher.weigh(image, view)
+    return views
+
+
+def prepare_views(
+    images: Iterable[Image], series: TiltSeries, voxel_size_angstrom: float, *, normalise: bool
+) -> tuple[Image, Values]:
+    """Bring views to the sampling of the volume, with mean 0.
+
+    Parameters
+    ----------
+    images
+        The views `(y, x)`, one after the other; each is read once and let go.
+    series
+        Their record.
+    voxel_size_angstrom
+        Side of a voxel of the volume.
+    normalise
+        Whether to divide each by its standard deviation.
+
+    Returns
+    -------
+    views
+        `(n, y, x)` float32.
+    deviations
+        `(n,)` what each was divided by, float64.
+    """
     shape = filtered_shape(series, voxel_size_angstrom)
-    steps = angular_steps(frames.y_tilt_deg)
     result: Tensor | None = None
-    decay: Tensor | None = None
+    deviations = torch.ones(len(series), dtype=torch.float64)
     for view, image in enumerate(images):
         small = rescale_images(image.to(torch.float32), shape)
         small = small - small.mean()
-        if options.normalise:
-            small = small / small.std().clamp(min=1e-12)
-        padded = _extend_image(small)
-        transform = torch.fft.rfft2(padded)
-        transform *= _view_weights(padded, view, series, frames, steps, voxel_size_angstrom, options)
-        if options.dose:
-            decay = _exposure_decay(padded, series, frames) if decay is None else decay
-            transform *= torch.exp(decay * float(series.pre_exposure_e_per_a2[view]))
-        filtered = _apply_ctf(transform, padded.shape, view, series, frames, voxel_size_angstrom, options)
+        if normalise:
+            deviation = small.std().clamp(min=1e-12)
+            small = small / deviation
+            deviations[view] = float(deviation)
         if result is None:
             result = torch.empty((len(series), *shape), dtype=torch.float32, device=small.device)
-        result[view] = filtered[: shape[0], : shape[1]]
+        result[view] = small
     if result is None:
         raise ValueError("`images` must hold at least one view")
-    return result
+    return result, deviations
+
+
+class ViewWeigher:
+    """Weights the prepared views of a series, one at a time.
+
+    Parameters
+    ----------
+    series
+        Geometry, exposure and defocus of the views.
+    voxel_size_angstrom
+        Side of a voxel of the volume.
+    options
+        The weights.
+    """
+
+    def __init__(self, series: TiltSeries, voxel_size_angstrom: float, options: ViewFilter) -> None:
+        self.frames = make_frames(series, voxel_size_angstrom)
+        self._series = series
+        self._voxel = voxel_size_angstrom
+        self._options = options
+        self._steps = angular_steps(self.frames.y_tilt_deg)
+        self._factors = view_factors(series, options)
+        self._decay: Tensor | None = None
+
+    @property
+    def padded_shape(self) -> tuple[int, int]:
+        """`(y, x)` of a view as it is extended for its transform."""
+        y, x = (_extended_size(size) for size in filtered_shape(self._series, self._voxel))
+        return y, x
+
+    def weigh(self, image: Image, view: int, surface: DefocusSurface = LEVEL) -> Image:
+        """Filter one prepared view.
+
+        Parameters
+        ----------
+        image
+            `(y, x)` of :func:`prepare_views`.
+        view
+            Which view it is.
+        surface
+            The matter whose defocus the CTF is taken at.
+
+        Returns
+        -------
+        Tensor
+            `(y, x)` B-spline coefficients.
+        """
+        series, options = self._series, self._options
+        padded = _extend_image(image)
+        shape = (padded.shape[0], padded.shape[1])
+        transform = torch.fft.rfft2(padded)
+        transform *= _view_weights(padded, view, series, self.frames, self._steps, self._voxel, options)
+        if options.dose:
+            if self._decay is None:
+                self._decay = _exposure_decay(padded, series, self.frames)
+            transform *= torch.exp(self._decay * float(series.pre_exposure_e_per_a2[view]))
+        if self._factors[view] != 1:
+            transform *= float(self._factors[view])
+        if options.ctf == "none":
+            plain: Tensor = torch.fft.irfft2(transform, s=shape)[: image.shape[0], : image.shape[1]]
+            return plain
+        offsets = defocus_offsets(
+            (image.shape[0], image.shape[1]),
+            view,
+            series,
+            self.frames,
+            surface,
+            options.defocus_height_angstrom,
+        )
+        pixel = self.frames.pixel_size_angstrom[0]
+        return correct_in_strips(
+            transform, shape, offsets.to(image.device), view, series, pixel, self._voxel, options.ctf
+        )
+
+
+def view_factors(series: TiltSeries, options: ViewFilter) -> Values:
+    """Weight of each view as a whole, `(n,)` float64; 1 where no thickness of ice is given."""
+    if not options.ice_thickness_angstrom:
+        return torch.ones(len(series), dtype=torch.float64)
+    tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
+    cosines, exposures = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
+    weights: Values = view_weights(
+        torch.from_numpy(cosines), torch.from_numpy(exposures), options.ice_thickness_angstrom
+    )
+    return weights
+
+
+def _extended_size(size: int) -> int:
+    return fast_size(size + max(32, size // 2))
 
 
 def _extend_image(image: Tensor) -> Tensor:
@@ -131,7 +257,7 @@ def _extend_image(image: Tensor) -> Tensor:
     """
     for dim in (0, 1):
         size = image.shape[dim]
-        total = fast_size(size + max(32, size // 2))
+        total = _extended_size(size)
         margin = min((total - size) // 2, size)
         fade = (1 + torch.cos(math.pi * (torch.arange(margin, device=image.device) + 1) / (margin + 1))) / 2
         fade = fade.to(image.dtype)[:, None] if dim == 0 else fade.to(image.dtype)
@@ -171,7 +297,7 @@ def _view_weights(
     # by sinc squared; what it damps is restored here.
     cosine = math.cos(math.radians(float(frames.y_tilt_deg[view])))
     weights = weights / torch.sinc(across * cosine / PHASES) ** 2
-    if frames.rows_per_voxel > 1:
+    if frames.x_tilt_deg[view] != 0:
         weights = weights / torch.sinc(along / frames.rows_per_voxel) ** 2
     response: Tensor = spline_response(fy, fx)
     return weights / response
@@ -187,83 +313,3 @@ def _exposure_decay(image: Tensor, series: TiltSeries, frames: ViewFrames) -> Te
     )
     decay: Tensor = -0.5 / critical_exposure(frequency, series.optics.voltage_kv)
     return decay
-
-
-def _apply_ctf(
-    transform: Tensor,
-    shape: torch.Size,
-    view: int,
-    series: TiltSeries,
-    frames: ViewFrames,
-    voxel: float,
-    options: ViewFilter,
-) -> Tensor:
-    """Go back to real space, with the CTF of each place's own defocus.
-
-    The defocus changes across the tilt axis. The view is corrected at a few defoci, and each pixel blends the two
-    next to its own, so that no seam is left.
-    """
-    if options.ctf == "none":
-        plain: Tensor = torch.fft.irfft2(transform, s=tuple(shape))
-        return plain
-    if not math.isfinite(series.mean_defocus_angstrom[view]):
-        raise UserError(
-            f"view {view + 1} of {series.name!r} has no defocus; expected one for `ctf` {options.ctf!r}"
-        )
-    offsets = _defocus_offsets(shape, view, series, frames).to(transform.device)
-    # Half a radian of phase at the volume's Nyquist frequency from one strip's defocus to the next.
-    step = 0.5 * (2 * voxel) ** 2 / (math.pi * series.optics.wavelength_angstrom)
-    centres = _spread(float(offsets.min()), float(offsets.max()), step)
-    result = torch.zeros(tuple(shape), dtype=torch.float32, device=transform.device)
-    for centre in centres:
-        ctf = ctf_2d(
-            (shape[0], shape[1]),
-            frames.pixel_size_angstrom[0],
-            defocus_u_angstrom=float(series.defocus_u_angstrom[view]) + centre,
-            defocus_v_angstrom=float(series.defocus_v_angstrom[view]) + centre,
-            defocus_angle_deg=float(series.defocus_angle_deg[view]),
-            voltage_kv=series.optics.voltage_kv,
-            cs_mm=series.optics.cs_mm,
-            amplitude_contrast=series.optics.amplitude_contrast,
-            phase_shift_deg=float(series.phase_shift_deg[view]),
-            device=transform.device,
-        )
-        weights = ctf if options.ctf == "multiply" else ctf.sign()
-        strip = torch.fft.irfft2(transform * weights, s=tuple(shape))
-        if len(centres) > 1:
-            strip *= (1 - (offsets - centre).abs() / (centres[1] - centres[0])).clamp(min=0)
-        result += strip
-    return result
-
-
-def _spread(low: float, high: float, step: float) -> list[float]:
-    count = math.ceil((high - low) / step) + 1
-    if count == 1:
-        return [(low + high) / 2]
-    return [low + (high - low) * i / (count - 1) for i in range(count)]
-
-
-def _defocus_offsets(shape: torch.Size, view: int, series: TiltSeries, frames: ViewFrames) -> Tensor:
-    """`(y, x)` defocus of each pixel's specimen, at half its thickness, less that at the tilt axis; Å."""
-    y = torch.arange(shape[0], dtype=torch.float64)[:, None]
-    x = torch.arange(shape[1], dtype=torch.float64)
-    # The extended image continues before pixel 0 at its far end; those pixels are cropped, so they may take
-    # any defocus within the range.
-    height, width = (
-        round(series.image_shape[i] * series.pixel_size_angstrom / frames.pixel_size_angstrom[1 - i])
-        for i in (0, 1)
-    )
-    y, x = y.clamp(max=height - 1), x.clamp(max=width - 1)
-    pixel_x, pixel_y = frames.pixel_size_angstrom
-    shift_x, shift_y = frames.shift_angstrom[view].tolist()
-    image_x = (x - frames.centre_pixel[0]) * pixel_x - shift_x
-    image_y = (y - frames.centre_pixel[1]) * pixel_y - shift_y
-    inverse = torch.linalg.inv(frames.in_plane[view]).tolist()
-    tilt, x_tilt = (math.radians(float(angle[view])) for angle in (frames.y_tilt_deg, frames.x_tilt_deg))
-    # Points of the plane z = 0 have w = y cos(x_tilt) and height q = y sin(x_tilt) = w tan(x_tilt); from
-    # s = x cos + q sin and depth = q cos - x sin follows depth = q / cos - s tan, linear in the image's x and y.
-    rise, fall = math.tan(x_tilt) / math.cos(tilt), math.tan(tilt)
-    along_x = series.hand * (rise * inverse[1][0] - fall * inverse[0][0]) * image_x
-    along_y = series.hand * (rise * inverse[1][1] - fall * inverse[0][1]) * image_y
-    offsets: Tensor = along_y.float() + along_x.float()
-    return offsets

@@ -145,7 +145,10 @@ def slab_transmission(
 
 
 def make_ice_noise(
-    shape: tuple[int, int], pixel_size_angstrom: float, path_angstrom: float, rng: np.random.Generator
+    shape: tuple[int, int],
+    pixel_size_angstrom: float,
+    path_angstrom: float | npt.NDArray[np.float32],
+    rng: np.random.Generator,
 ) -> npt.NDArray[np.float32]:
     """Projected potential of water molecules in random places, less its mean, in V·Å.
 
@@ -159,10 +162,11 @@ def make_ice_noise(
     pixel_size_angstrom
         Side of a pixel.
     path_angstrom
-        Length of the beam's path in the ice.
+        Length of the beam's path in the ice, one or `(y, x)`.
     rng
         Source of randomness; molecules move between views, so every view takes new noise.
     """
-    variance = ICE_MOLECULES_PER_A3 * path_angstrom * WATER_WEIGHT_V_A3**2 * WATER_STRUCTURE_FACTOR
+    variance = ICE_MOLECULES_PER_A3 * WATER_WEIGHT_V_A3**2 * WATER_STRUCTURE_FACTOR
     noise = rng.standard_normal(shape, dtype=np.float32)
+    noise *= np.sqrt(path_angstrom, dtype=np.float32)
     return np.asarray(noise * np.float32(math.sqrt(variance) / pixel_size_angstrom))

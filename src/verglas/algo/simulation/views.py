@@ -1,7 +1,7 @@
 """The image of a specimen in one view: what a perfect counter would expect to see."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,12 +155,10 @@ def expect_view(
     grid = _choose_grid(shape, copies, view, optics, conditions)
     spectrum = _sum_layers(copies, grid, view, optics, conditions)
     cosine = abs(float(view.matrix[2, 2]))
-    path = specimen.extent_angstrom[2] / max(cosine, 1e-3)
-    if conditions.ice_noise and path:
+    if conditions.ice_noise and specimen.extent_angstrom[2]:
         if rng is None:
             raise UserError("ice noise needs a source of randomness; got none")
-        noise = make_ice_noise(grid.padded, grid.pixel, path, rng)
-        spectrum += scipy.fft.rfft2(noise) * _transfer(grid, view, optics, conditions, 0.0)
+        spectrum += _sum_ice(specimen.extent_angstrom[2], grid, view, optics, conditions, rng)
     contrast = scipy.fft.irfft2(spectrum, s=grid.padded)
     top, left = grid.margin
     contrast = contrast[top : top + shape[0], left : left + shape[1]]
@@ -256,6 +254,60 @@ def _sum_layers(
                 part *= _transfer(grid, view, optics, conditions, (first + i) * step)
                 spectrum += part * attenuation if fades else part
     return spectrum
+
+
+def _sum_ice(
+    thickness: float,
+    grid: _Grid,
+    view: View,
+    optics: Optics,
+    conditions: Conditions,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.complex64]:
+    """Transform of the ice of a slab about the plane z = 0 times CTF, on the padded grid.
+
+    Each beam crosses the slab at depths of its own, so the layers of a tilted slab are bands across the image.
+    """
+    matrix = view.matrix
+    slopes = matrix[2, :2] @ np.linalg.inv(matrix[:2, :2])
+    y, x = (
+        grid.pixel * (np.arange(n) - margin - size // 2)
+        for n, margin, size in zip(grid.padded, grid.margin, grid.shape, strict=True)
+    )
+    depth = slopes[0] * (x - matrix[0, 3]) + slopes[1] * (y - matrix[1, 3])[:, None] + matrix[2, 3]
+    depth = depth.astype(np.float32)
+    reach = thickness / 2 / max(abs(float(matrix[2, 2])), 1e-3)
+    step = (conditions.layer_angstrom or layer_height(optics)) if conditions.ctf else 1e12
+    first, last = (math.floor(edge / step + 0.5) for edge in (depth.min() - reach, depth.max() + reach))
+    carrier, advance = _layer_phases(grid, view, optics, conditions, first * step, step)
+    spectrum = np.zeros((grid.padded[0], grid.padded[1] // 2 + 1), dtype=np.complex64)
+    noise = np.zeros(grid.padded, dtype=np.float32)
+    for layer in range(first, last + 1):
+        top, bottom = (layer + 0.5) * step, (layer - 0.5) * step
+        path = np.minimum(depth + reach, top) - np.maximum(depth - reach, bottom)
+        rows = np.flatnonzero((path > 0).any(axis=1))
+        noise[:] = 0
+        if len(rows):
+            band = slice(rows[0], rows[-1] + 1)
+            through = np.maximum(path[band], 0)
+            noise[band] = make_ice_noise(through.shape, grid.pixel, through, rng)
+            spectrum += scipy.fft.rfft2(noise) * carrier.imag
+        carrier *= advance
+    return spectrum
+
+
+def _layer_phases(
+    grid: _Grid, view: View, optics: Optics, conditions: Conditions, depth: float, step: float
+) -> tuple[npt.NDArray[np.complex64], npt.NDArray[np.complex64]]:
+    """Wave whose imaginary part is the transfer at one depth, and what takes it one layer on."""
+    sine = _transfer(grid, view, optics, conditions, depth)
+    if not conditions.ctf:
+        return 1j * sine, np.ones_like(sine, dtype=np.complex64)
+    turned = replace(view, phase_shift_deg=view.phase_shift_deg + 90)
+    cosine = _transfer(grid, turned, optics, conditions, depth)
+    kx, ky = frequency_grid(grid.padded, grid.pixel)
+    turn = view.hand * math.pi * optics.wavelength_angstrom * step * (kx**2 + ky**2)
+    return (cosine + 1j * sine).astype(np.complex64), np.exp(1j * turn).astype(np.complex64)
 
 
 def _draw(

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 def bench(
-    name: Annotated[str, Parameter(help="backproject, reconstruct, star, resume, fft-crop or rotate.")],
+    name: Annotated[
+        str, Parameter(help="backproject, reconstruct, ctf3d, fiducials, star, resume, fft-crop or rotate.")
+    ],
     *,
     json: Annotated[bool, Parameter(help="Print one JSON line a figure.", negative="")] = False,
     quick: Annotated[bool, Parameter(help="Smaller data and fewer rounds.", negative="")] = False,

@@ -8,7 +8,7 @@ image in Fourier space). Sample `(v, phase, k)` of view t is taken at the pixel
     frames[t, 0] + frames[t, 1] * v + frames[t, 2] * (k + phase / phases)     along y
     frames[t, 3] + frames[t, 4] * v + frames[t, 5] * (k + phase / phases)     along x
 
-Places whose 4 x 4 neighbourhood leaves the image are zero.
+Places outside the image are zero. Next to its edges the coefficients go on mirrored at the outermost pixels.
 """
 
 import numba
@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 from verglas.shapes import Image, Values
+
+EDGE = 1e-4
+"""Pixels by which rounding may take a place on the outermost pixels beyond them."""
 
 
 def resample_rows(coefficients: Image, frames: Values, shape: tuple[int, int, int]) -> Values:
@@ -60,16 +63,23 @@ def resample_rows_reference(coefficients: Tensor, frames: Tensor, shape: tuple[i
     for image, frame, row in zip(coefficients, frames.to(device), rows, strict=True):
         y = frame[0] + frame[1] * v + frame[2] * k
         x = frame[3] + frame[4] * v + frame[5] * k
+        height, width = image.shape
+        inside = (y >= -EDGE) & (y <= height - 1 + EDGE) & (x >= -EDGE) & (x <= width - 1 + EDGE)
         y_low, x_low = y.floor().long() - 1, x.floor().long() - 1
-        inside = (y_low >= 0) & (y_low + 3 < image.shape[0]) & (x_low >= 0) & (x_low + 3 < image.shape[1])
         y_weights, x_weights = _spline_weights(y - y.floor()), _spline_weights(x - x.floor())
-        y_low, x_low = y_low.clamp(0, image.shape[0] - 4), x_low.clamp(0, image.shape[1] - 4)
         total = torch.zeros(shape, dtype=torch.float32, device=device)
         for i in range(4):
+            rows_of = _mirror(y_low + i, height)
             for j in range(4):
-                total += (y_weights[i] * x_weights[j]).float() * image[y_low + i, x_low + j]
+                weights = (y_weights[i] * x_weights[j]).float()
+                total += weights * image[rows_of, _mirror(x_low + j, width)]
         row.copy_(total * inside)
     return rows
+
+
+def _mirror(index: Tensor, size: int) -> Tensor:
+    index = index.abs()
+    return torch.minimum(index, 2 * (size - 1) - index).clamp(min=0)
 
 
 def _spline_weights(t: Tensor) -> list[Tensor]:
@@ -99,7 +109,7 @@ def _resample_numba(
                 x = x_start + frames[t, 5] * k
                 iy, ix = int(np.floor(y)) - 1, int(np.floor(x)) - 1
                 if iy < 0 or iy + 3 >= y_size or ix < 0 or ix + 3 >= x_size:
-                    target[k] = 0.0
+                    target[k] = _sample_at_edge(image, y, x)
                     continue
                 a = np.float32(y - np.floor(y))
                 b = np.float32(x - np.floor(x))
@@ -123,3 +133,27 @@ def _resample_numba(
                     + a2 * (b0 * r2[0] + b1 * r2[1] + b2 * r2[2] + b3 * r2[3])
                     + a3 * (b0 * r3[0] + b1 * r3[1] + b2 * r3[2] + b3 * r3[3])
                 )
+
+
+@numba.njit(fastmath=True, nogil=True, cache=True)
+def _sample_at_edge(image: npt.NDArray[np.float32], y: float, x: float) -> float:
+    height, width = image.shape
+    if y < -EDGE or y > height - 1 + EDGE or x < -EDGE or x > width - 1 + EDGE:
+        return 0.0
+    total = 0.0
+    for i in range(4):
+        row = abs(int(np.floor(y)) - 1 + i)
+        row = max(0, min(row, 2 * (height - 1) - row))
+        for j in range(4):
+            column = abs(int(np.floor(x)) - 1 + j)
+            column = max(0, min(column, 2 * (width - 1) - column))
+            total += _spline(y - np.floor(y) + 1 - i) * _spline(x - np.floor(x) + 1 - j) * image[row, column]
+    return total
+
+
+@numba.njit(fastmath=True, nogil=True, cache=True)
+def _spline(t: float) -> float:
+    t = abs(t)
+    if t < 1:
+        return (4 - 6 * t * t + 3 * t * t * t) / 6
+    return max(0.0, 2 - t) ** 3 / 6

@@ -1,0 +1,301 @@
+"""Power spectra of the tiles of a view, sorted by how high the specimen lies under each tile.
+
+A tilted view has another defocus on either side of its tilt axis. Tiles at about the same height over the
+axis share one average spectrum, a *row* for each direction in it. Every row then is compared with the CTF of
+its own defocus. That does what stretching the frequencies of each tile to the defocus at the axis does, is exact
+with spherical aberration, and needs no interpolation.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from verglas.errors import UserError
+from verglas.model import TiltSeries
+from verglas.ops.fft import crop_centred, fast_size, frequency_axes, rescale_images
+from verglas.ops.geometry import projection_matrices
+from verglas.ops.statistics import clip_outliers
+from verglas.shapes import Image
+
+FloatArray = npt.NDArray[np.floating]
+
+SECTORS = 12
+"""Directions that are told apart: 15 degrees each, of the half circle that a real image has."""
+
+_HANN_SPREAD = 0.14145  # standard deviation of x over a Hann window's squared weight, in windows
+_TILES_AT_ONCE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Band:
+    """Which frequencies are used, and the tiles they are measured on.
+
+    Parameters
+    ----------
+    lowest_angstrom, highest_angstrom
+        Resolution at which the band begins and ends, Å: the first is the larger number.
+    tile_angstrom
+        Side of a tile.
+    """
+
+    lowest_angstrom: float = 30.0
+    highest_angstrom: float = 5.0
+    tile_angstrom: float = 768.0
+
+    def __post_init__(self) -> None:
+        if not self.lowest_angstrom > self.highest_angstrom > 0:
+            raise UserError(
+                f"a band must begin at a lower resolution than it ends; got {self.lowest_angstrom:g} to "
+                f"{self.highest_angstrom:g} Å"
+            )
+        if self.tile_angstrom < 4 * self.lowest_angstrom:
+            raise UserError(
+                f"a tile must be four times as large as the lowest resolution of {self.lowest_angstrom:g} Å; "
+                f"got {self.tile_angstrom:g} Å"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class ViewSpectra:
+    """Spectra of one view.
+
+    Parameters
+    ----------
+    power
+        `(g, a, k)` mean power of the tiles at each height, in each direction, at each frequency.
+    samples
+        `(g, a, k)` numbers of independent Fourier coefficients in each mean.
+    depth_angstrom
+        `(g,)` height of the specimen's middle plane under the tiles, along the beam, over that of the
+        specimen's centre.
+    frequency
+        `(k,)` 1/Å.
+    direction_deg
+        `(a,)` from x towards y.
+    tile_angstrom
+        Side of a tile, which decides how much of fine rings is left.
+    depth_spread_angstrom
+        Standard deviation of the height within a tile.
+    """
+
+    power: FloatArray
+    samples: FloatArray
+    depth_angstrom: FloatArray
+    frequency: FloatArray
+    direction_deg: FloatArray
+    tile_angstrom: float
+    depth_spread_angstrom: float
+
+
+def check_band(band: Band, pixel_size_angstrom: float, image_shape: tuple[int, int], name: str) -> None:
+    """Raise when the band or the tiles do not fit the images.
+
+    Raises
+    ------
+    UserError
+        When the band ends beyond Nyquist, or a tile is larger than a view.
+    """
+    if band.highest_angstrom < 2 * pixel_size_angstrom:
+        raise UserError(
+            f"the band of {name!r} ends at {band.highest_angstrom:g} Å, beyond the Nyquist resolution of "
+            f"{2 * pixel_size_angstrom:g} Å at {pixel_size_angstrom:g} Å per pixel; expected a larger value"
+        )
+    side = min(image_shape) * pixel_size_angstrom
+    if side < band.tile_angstrom:
+        raise UserError(
+            f"the views of {name!r} are {side:.0f} Å wide, less than one tile of {band.tile_angstrom:g} Å"
+        )
+
+
+def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> ViewSpectra:
+    """Average the power spectra of a view's tiles by height and direction.
+
+    Parameters
+    ----------
+    image
+        `(y, x)` the view; hot pixels and gold are clipped at five robust standard deviations.
+    series
+        Its geometry; the specimen is taken as the plane z = 0.
+    view
+        Row of the series.
+    band
+        What is kept.
+
+    Raises
+    ------
+    UserError
+        When the band does not fit the images, or the view has no tile that is not blank.
+    """
+    pixel = series.pixel_size_angstrom
+    check_band(band, pixel, series.image_shape, series.name)
+    image, pixel = _coarsen(clip_outliers(image.to(torch.float32), 5.0), pixel, band)
+    size = 2 * round(band.tile_angstrom / pixel / 2)
+    size = min(size, *image.shape)
+    starts = [_place_tiles(n, size) for n in image.shape]
+    plane = _depth_plane(series, view)
+    depth = np.array([[_depth_at(plane, image, pixel, y, x, size) for x in starts[1]] for y in starts[0]])
+    slope = math.hypot(plane[1], plane[2])
+    # Heights in one group blur the rings no more than those within a tile.
+    step = max(40.0, 0.5 * _HANN_SPREAD * size * pixel * slope)
+    groups = np.round(depth / step).astype(int)
+    groups -= groups.min()
+    power, samples = _sum_tiles(image, starts, groups, size, pixel, band)
+    heights = np.bincount(groups.ravel(), depth.ravel()) / np.maximum(np.bincount(groups.ravel()), 1)
+    used = samples.any(axis=(1, 2))
+    if not used.any():
+        raise UserError(
+            f"view {view + 1} of {series.name!r} is blank; expected an image, or that it is left out"
+        )
+    bins = _frequency_bins(size, pixel, band)
+    return ViewSpectra(
+        power=power[used],
+        samples=samples[used],
+        depth_angstrom=heights[used],
+        frequency=bins / (_padded(size) * pixel),
+        direction_deg=(np.arange(SECTORS) + 0.5) * 180.0 / SECTORS,
+        tile_angstrom=size * pixel,
+        depth_spread_angstrom=math.hypot(_HANN_SPREAD * size * pixel * slope, step / math.sqrt(12)),
+    )
+
+
+def _coarsen(image: Tensor, pixel: float, band: Band) -> tuple[Tensor, float]:
+    """Crop the transform to little more than the band, so that the tiles have fewer pixels."""
+    sixteenths = math.ceil(16 * 2.2 * pixel / band.highest_angstrom)
+    if sixteenths > 13:
+        return image, pixel
+    # Whole multiples of 16, so that both axes keep one pixel size: a thousandth would pass for astigmatism.
+    shape = [n // 16 * 16 for n in image.shape]
+    smaller = rescale_images(crop_centred(image, shape), [n // 16 * sixteenths for n in shape])
+    return smaller, pixel * 16 / sixteenths
+
+
+def _place_tiles(length: int, size: int) -> list[int]:
+    """Find the starts of tiles that overlap by at least half and reach both ends."""
+    count = max(1, math.ceil((length - size) / (size / 2))) + 1 if length > size else 1
+    return [round(start) for start in np.linspace(0, length - size, count)]
+
+
+def _depth_plane(series: TiltSeries, view: int) -> tuple[float, float, float]:
+    """Height of the plane z = 0 at the image's centre, Å, and its slopes along x and y of the image."""
+    arguments = {
+        name: torch.tensor(getattr(series, name)[view : view + 1])
+        for name in ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom")
+    }
+    magnification = torch.tensor(series.magnification[view : view + 1])
+    matrix = projection_matrices(**arguments, magnification=magnification)[0].numpy()
+    slopes = matrix[2, :2] @ np.linalg.inv(matrix[:2, :2])
+    return float(-slopes @ matrix[:2, 3]), float(slopes[0]), float(slopes[1])
+
+
+def _depth_at(
+    plane: tuple[float, float, float], image: Tensor, pixel: float, top: int, left: int, size: int
+) -> float:
+    # The window's middle lies between pixels.
+    x = (left + (size - 1) / 2 - image.shape[1] // 2) * pixel
+    y = (top + (size - 1) / 2 - image.shape[0] // 2) * pixel
+    return plane[0] + plane[1] * x + plane[2] * y
+
+
+def _padded(size: int) -> int:
+    return fast_size(round(1.5 * size))
+
+
+def _frequency_bins(size: int, pixel: float, band: Band) -> npt.NDArray[np.int64]:
+    length = _padded(size) * pixel
+    return np.arange(math.ceil(length / band.lowest_angstrom), math.floor(length / band.highest_angstrom))
+
+
+def _sum_tiles(
+    image: Tensor,
+    starts: list[list[int]],
+    groups: npt.NDArray[np.int64],
+    size: int,
+    pixel: float,
+    band: Band,
+) -> tuple[FloatArray, FloatArray]:
+    """Average the power of tiles over groups, sectors and rings: `(g, a, k)` means and numbers of samples."""
+    padded = _padded(size)
+    count = int(groups.max()) + 1
+    window = torch.hann_window(size, periodic=False, device=image.device)
+    window = window[:, None] * window
+    sums = torch.zeros((count, padded, padded // 2 + 1), device=image.device)
+    tiles = np.zeros(count)
+    corners = [
+        (y, x, g)
+        for y, row in zip(starts[0], groups, strict=True)
+        for x, g in zip(starts[1], row, strict=True)
+    ]
+    at_once = max(1, _TILES_AT_ONCE_BYTES // (12 * padded**2))
+    for first in range(0, len(corners), at_once):
+        part = corners[first : first + at_once]
+        stack = torch.stack([image[y : y + size, x : x + size] for y, x, _ in part])
+        sd, mean = torch.std_mean(stack, dim=(1, 2), keepdim=True)
+        is_blank = sd.flatten() < 1e-9
+        stack = (stack - mean) / sd.clamp(min=1e-12) * window
+        transform = torch.fft.rfft2(stack, s=(padded, padded))
+        power = transform.real.square() + transform.imag.square()
+        for one, (_, _, group), blank in zip(power, part, is_blank.tolist(), strict=True):
+            if not blank:
+                sums[group] += one
+                tiles[group] += 1
+    polar, counts = _average_polar(sums, size, pixel, band)
+    power = polar / np.maximum(tiles[:, None, None], 1)
+    samples = tiles[:, None, None] * counts / _redundancy(image, starts, size)
+    return power, samples
+
+
+def _redundancy(image: Tensor, starts: list[list[int]], size: int) -> float:
+    """Coefficients for each independent one, because tiles are padded and windowed and overlap.
+
+    From the variance of a smooth weighted sum of the power of white noise, which is that of the squared windows,
+    summed where tiles overlap.
+    """
+    square = np.hanning(size) ** 2
+    factor = float(_padded(size)) ** 2
+    for length, places in zip(image.shape, starts, strict=True):
+        total = np.zeros(length)
+        for start in places:
+            total[start : start + size] += square
+        factor *= float(np.square(total).sum()) / (len(places) * square.sum() ** 2)
+    return factor
+
+
+def _average_polar(power: Tensor, size: int, pixel: float, band: Band) -> tuple[FloatArray, FloatArray]:
+    """Means of half transforms in sectors and rings `(g, a, k)`, and the coefficients in each `(a, k)`."""
+    used, index, share, rings = _polar_places(size, pixel, band, power.device)
+    values = power.flatten(1)[:, used].double()
+
+    def collect(some: Tensor) -> Tensor:
+        sums = some.new_zeros(*some.shape[:-1], SECTORS * rings)
+        upper = some * share
+        sums.index_add_(-1, index, some - upper).index_add_(-1, index + 1, upper)
+        return sums.reshape(*some.shape[:-1], SECTORS, rings)[..., 1:-1]
+
+    counts = collect(torch.ones_like(share))
+    return (collect(values) / counts.clamp(min=1e-9)).cpu().numpy(), counts.cpu().numpy()
+
+
+@lru_cache(maxsize=4)
+def _polar_places(
+    size: int, pixel: float, band: Band, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Which coefficients of a half transform are in the band, the place of each, and its share in the next ring.
+
+    A coefficient is shared out between the two rings next to its frequency. In whole it would be half a ring off
+    along the axes, where frequencies are whole numbers: as much as 100 Å of astigmatism.
+    """
+    padded = _padded(size)
+    y, x = frequency_axes((padded, padded), pixel, dtype=torch.float64, device=device)
+    bins = _frequency_bins(size, pixel, band)
+    rings = len(bins) + 2  # one more at either end takes what lies outside
+    place = (x.square() + y.square()).sqrt() * padded * pixel - float(bins[0]) + 1
+    sector = torch.floor(torch.rad2deg(torch.atan2(y, x)) % 180.0 * SECTORS / 180.0).long()
+    inside = (place > 0) & (place < rings - 1) & (x > 0)
+    lower = torch.floor(place).long()
+    index = (sector.clamp(max=SECTORS - 1) * rings + lower)[inside]
+    return inside.flatten().nonzero().squeeze(1), index, (place - lower)[inside], rings
