@@ -105,6 +105,12 @@ STEPS = (
         "Find molecules in tomograms by templates.",
     ),
     StepCommand(
+        "picks",
+        "verglas.steps.picks.PICKS_STEP",
+        SUBTOMOGRAMS,
+        "Import the picks of other programs.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,

@@ -85,10 +85,6 @@ class MatchParams(Params):
         tuple[float, float, float] | None,
         Field(description="x, y, z of the region's centre in Å from the specimen's"),
     ] = None
-    ctf: Annotated[
-        Literal["none", "flip", "multiply"], Field(description="how the tomogram was corrected")
-    ] = "none"
-    dose_weight: Annotated[bool, Field(description="whether its views were weighted by exposure")] = True
     whiten: Annotated[bool, Field(description="divide each frequency by the tomogram's power there")] = False
     background: Annotated[
         bool,
@@ -240,6 +236,7 @@ def prepare_search(
         lay_region,
         make_templates,
         measure_radius,
+        read_correction,
         read_density,
         read_region,
     )
@@ -265,7 +262,8 @@ def prepare_search(
     voxel = volume.voxel_size_angstrom
     size = template_box(radius / voxel)
     filters = volume.make_filter(size) * bfactor_filter((size, size, size), voxel, params.bfactor)
-    filters *= sampling_weights(series, size, voxel, dose_weighted=params.dose_weight, ctf=params.ctf)
+    ctf, dose_weighted = read_correction(tomogram)
+    filters *= sampling_weights(series, size, voxel, dose_weighted=dose_weighted, ctf=ctf)
     templates = make_templates(
         densities,
         mask,

@@ -172,6 +172,19 @@ def lay_region(
     return Region((starts[0], starts[1], starts[2]), (shape[0], shape[1], shape[2]))
 
 
+def read_correction(tomogram: Tomogram) -> tuple[str, bool]:
+    """Tell how the views' CTF was corrected, and whether they were weighted by their exposure.
+
+    Tomograms of which nothing is written down count as weighted and not corrected.
+    """
+    from verglas.io.weights import read_weights
+
+    if tomogram.weights_path is None:
+        return "none", True
+    applied = read_weights(tomogram.weights_path)
+    return "multiply" if applied.ctf == "3d" else applied.ctf, applied.dose_weighted
+
+
 def read_region(tomogram: Tomogram, region: Region) -> FloatArray:
     """Read the part of a tomogram that is searched.
 

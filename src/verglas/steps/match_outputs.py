@@ -13,6 +13,7 @@ from verglas.model import Particles, TiltSeries, Tomogram
 from verglas.ops.interpolation import affine_transform_volume
 from verglas.steps.match_picks import Picks
 from verglas.steps.match_search import Scores
+from verglas.steps.picks import emclarity_geometry
 
 if TYPE_CHECKING:
     from verglas.steps.match import Search
@@ -49,8 +50,7 @@ def write_search(
     paths = [f"particles/{name}.star", f"emclarity/{name}.csv", f"models/{name}.mod"]
     write_particles(folder / paths[0], particles, {series.name: series})
     pixel = series.pixel_size_angstrom
-    size = np.array(tomogram.shape[::-1]) * tomogram.voxel_size_angstrom / pixel
-    geometry = np.array([np.rint(size), np.array(tomogram.centre_angstrom) / pixel])
+    geometry = emclarity_geometry(tomogram, pixel)
     write_motives(folder / paths[1], particles_to_emclarity(particles, geometry, pixel_size_angstrom=pixel))
     # 3dmod's pixel i is centred at i + 0.5 in x and y.
     voxels = place_in_tomogram(particles, tomogram) + np.array([0.5, 0.5, 0.0])
