@@ -128,7 +128,7 @@ def test_the_tomogram_has_no_ghosts(simulation, job):
 def test_the_report_has_figures_and_values(job):
     summary = json.loads((job / "summary.json").read_text())
     assert [figure["path"] for figure in summary["figures"]] == [
-        f"figures/TS_01_{kind}.png" for kind in ("erased", "zooms", "spectra")
+        f"figures/TS_01_{kind}.png" for kind in ("erased", "zooms", "masks", "spectra")
     ]
     assert abs(summary["values"]["spectrum"]["value"]) < 25
     assert summary["values"]["in space"]["value"] >= 7

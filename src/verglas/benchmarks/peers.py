@@ -119,3 +119,23 @@ starfile.write({"particles": table}, asked["result"], overwrite=True)
 print(json.dumps({"read": read, "write": time.perf_counter() - started}))
 """
 """Reading and writing one table."""
+
+TORCH_TILTXCORR = """
+import json, sys, time
+
+import numpy as np
+import torch
+
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["workers"])
+from torch_tiltxcorr import tiltxcorr
+
+views = torch.from_numpy(np.load(asked["views"]))
+started = time.perf_counter()
+shifts = tiltxcorr(
+    tilt_series=views, tilt_angles=torch.tensor(asked["angles"]), tilt_axis_angle=asked["axis"],
+    pixel_spacing_angstroms=asked["pixel"], lowpass_angstroms=4 * asked["pixel"],
+)
+print(json.dumps({"seconds": time.perf_counter() - started}))
+"""
+"""Shifts of views `(n, y, x)` in an `.npy` file by correlation of stretched neighbours."""

@@ -1,5 +1,6 @@
 """`align-tilts`: tilt series aligned by their gold beads."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,7 +16,6 @@ from verglas.steps.alignment_results import (
     apply_alignment,
     draw_alignment,
     write_alignment,
-    write_stack,
 )
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, summarise_series
 from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
@@ -70,7 +70,7 @@ class AlignTiltsParams(Params):
         bool,
         Field(description="fit no magnification, stretch and skew of the views, which RELION does not read"),
     ] = False
-    stack: Annotated[bool, Field(description="write the aligned stacks too")] = False
+    stack: Annotated[bool, Field(description="write the aligned stacks and their sampling masks too")] = False
 
 
 def list_items(params: AlignTiltsParams) -> list[Item]:
@@ -83,45 +83,82 @@ def list_items(params: AlignTiltsParams) -> list[Item]:
     ]
 
 
-def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResult:
-    """Align one series; write its tables, IMOD's files and the beads, and draw the residuals."""
+@dataclass(frozen=True, eq=False)
+class SeriesAlignment:
+    """An aligned series and how it came about.
+
+    Parameters
+    ----------
+    aligned
+        The record with its new geometry.
+    alignment
+        The beads and the fit, in pixels of the averaged views.
+    views
+        The averaged views.
+    diameter_px
+        Of the beads, in pixels of the averaged views.
+    found
+        Beads that were found in each good view.
+    warnings
+        Sentences for the user; one that begins with POOR means that the result is not to be trusted.
+    """
+
+    aligned: TiltSeries
+    alignment: "BeadAlignment"
+    views: BinnedViews
+    diameter_px: float
+    found: tuple[int, ...]
+    warnings: tuple[str, ...]
+
+
+def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignment:
+    """Align one series; nothing is written.
+
+    Raises
+    ------
+    UserError
+        When an image cannot be used, there are fewer than five good views, or too few beads.
+    """
     from verglas.algo.tilt_alignment.bead_alignment import align_by_beads
     from verglas.algo.tilt_alignment.bundle import VARIABLES
-    from verglas.io.relion_tilt_series import write_one_tilt_series
 
-    series: TiltSeries = item.record
     views = _read_views(series)
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
     tilts = series.nominal_tilt_deg[views.good]
     images = [views.images[row] for row in views.good]
-    detections, diameter = _find_beads(
-        images, tilts, series.pixel_size_angstrom * views.factor, params.bead_diameter
-    )
+    pixel = series.pixel_size_angstrom * views.factor
+    detections, diameter = _find_beads(images, tilts, pixel, params.bead_diameter)
+    variables = _RIGID if params.rigid else VARIABLES
     alignment = align_by_beads(
-        images,
-        tilts,
-        detections,
-        diameter,
-        rough,
-        _RIGID if params.rigid else VARIABLES,
-        search=params.search_axis,
+        images, tilts, detections, diameter, rough, variables, search=params.search_axis
     )
     aligned = apply_alignment(series, alignment, views)
+    found = tuple(len(places) for places in detections)
+    return SeriesAlignment(aligned, alignment, views, diameter, found, _warn(series, alignment, views, rough))
+
+
+def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResult:
+    """Align one series; write its tables, IMOD's files and the beads, and draw the residuals."""
+    from verglas.io.relion_tilt_series import write_one_tilt_series
+    from verglas.steps.aligned_stack import write_aligned_stack
+
+    done = align_series(item.record, params)
+    aligned, alignment, views = done.aligned, done.alignment, done.views
     star = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / star, aligned)
-    diameter_angstrom = diameter * views.factor * series.pixel_size_angstrom
+    diameter_angstrom = done.diameter_px * views.factor * aligned.pixel_size_angstrom
     files = write_alignment(aligned, alignment, views, diameter_angstrom, context.folder)
     if params.stack:
-        files += (write_stack(aligned, context.folder),)
-    figures = draw_alignment(aligned, alignment, views, diameter, context.folder)
-    found = [len(places) for places in detections]
+        stack = f"stacks/{item.name}_ali.mrc"
+        write_aligned_stack(context.folder, stack, aligned.take(aligned.selected))
+        files += (stack, str(Path(stack).with_suffix(".samplingMask")))
+    figures = draw_alignment(aligned, alignment, views, done.diameter_px, context.folder)
     values = {
         **describe_series(aligned),
-        **_describe(alignment, views.factor, series.pixel_size_angstrom, found),
+        **_describe(alignment, views.factor, aligned.pixel_size_angstrom, done.found),
+        "diameter_angstrom": diameter_angstrom,
     }
-    values["diameter_angstrom"] = diameter_angstrom
-    warnings = _warn(series, alignment, views, rough)
-    return ItemResult((star, *files, *figures), values, warnings)
+    return ItemResult((star, *files, *figures), values, done.warnings)
 
 
 def summarise(results: dict[str, ItemResult], params: AlignTiltsParams, folder: Path) -> Summary:
@@ -226,7 +263,7 @@ def _find_beads(
 
 
 def _describe(
-    alignment: "BeadAlignment", factor: int, pixel_size_angstrom: float, found: list[int]
+    alignment: "BeadAlignment", factor: int, pixel_size_angstrom: float, found: tuple[int, ...]
 ) -> dict[str, Any]:
     """Figures of one series, in pixels of its images."""
     held_out, rms, slab = alignment.trials[0].held_out_px, alignment.rms_px, alignment.slab

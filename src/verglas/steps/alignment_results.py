@@ -141,35 +141,6 @@ def _list_beads(
     )
 
 
-def write_stack(aligned: TiltSeries, folder: Path) -> str:
-    """Write the selected views with the specimen's centre in the middle and the tilt axis along y."""
-    import torch
-
-    from verglas.io.mrc import create_mrc, read_image
-    from verglas.ops.geometry import axis_rotations
-    from verglas.ops.interpolation import affine_transform_images
-
-    rows = np.flatnonzero(aligned.selected)
-    name = f"stacks/{aligned.name}_ali.mrc"
-    turns = axis_rotations(torch.from_numpy(np.array(aligned.z_rot_deg)), "z")[:, :2, :2].numpy()
-    with create_mrc(
-        folder / name,
-        (len(rows), *aligned.image_shape),
-        voxel_size_angstrom=aligned.pixel_size_angstrom,
-        is_stack=True,
-    ) as writer:
-        for row in rows:
-            raw = np.eye(3)
-            raw[:2, :2] = aligned.magnification[row] @ turns[row]
-            raw[:2, 2] = aligned.x_shift_angstrom[row], aligned.y_shift_angstrom[row]
-            raw[:2, 2] /= aligned.pixel_size_angstrom
-            view = torch.from_numpy(np.asarray(read_image(aligned.images[row]), np.float32))
-            matrix = torch.from_numpy(np.linalg.inv(raw).astype(np.float32))
-            moved = affine_transform_images(view, matrix, order="cubic", fill=float(view.mean()))
-            writer.write(moved.numpy()[None])
-    return name
-
-
 def draw_alignment(
     aligned: TiltSeries, alignment: "BeadAlignment", views: BinnedViews, diameter_px: float, folder: Path
 ) -> tuple[str, ...]:

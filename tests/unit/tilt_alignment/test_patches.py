@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.unit.tilt_alignment.patch_series import PIXEL, make_patch_series
 
+from tests.unit.tilt_alignment.patch_series import PIXEL, make_patch_series
 from verglas.algo.tilt_alignment.gauge import compare_geometries
 from verglas.algo.tilt_alignment.geometry import project_points
 from verglas.algo.tilt_alignment.patch_alignment import LEVELS, align_by_patches, lay_patches

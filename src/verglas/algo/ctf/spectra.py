@@ -140,8 +140,8 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     plane = _depth_plane(series, view)
     depth = np.array([[_depth_at(plane, image, pixel, y, x, size) for x in starts[1]] for y in starts[0]])
     slope = math.hypot(plane[1], plane[2])
-    # Heights in one group blur the rings no more than those within a tile.
-    step = max(40.0, 0.5 * _HANN_SPREAD * size * pixel * slope)
+    # Heights in one group add a twelfth to the variance of those within a tile.
+    step = max(40.0, _HANN_SPREAD * size * pixel * slope)
     groups = np.round(depth / step).astype(int)
     groups -= groups.min()
     power, samples = _sum_tiles(image, starts, groups, size, pixel, band)

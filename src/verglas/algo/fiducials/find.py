@@ -55,7 +55,7 @@ class Beads:
 def find_beads(
     image: Image, diameter_px: float | None = None, *, threshold_sd: float = THRESHOLD_SD
 ) -> Beads:
-    """Find dark discs of one diameter.
+    """Find dark balls of one diameter.
 
     Parameters
     ----------
@@ -123,14 +123,14 @@ def _stand_out(image: Image, diameter_px: float) -> float:
 
 
 def score_beads(image: Image, diameter_px: float) -> FloatArray:
-    """Score places by a matched filter of dark discs: mean of a ring around less that of a disc, in deviations.
+    """Score places by a matched filter of dark balls: mean of a ring around less that of the ball, in deviations.
 
     Parameters
     ----------
     image
         `(y, x)`; beads are darker than what is around them.
     diameter_px
-        Of the disc; the ring reaches from 1.3 to 2 times as far.
+        Of the ball; the ring reaches from 1.3 to 2 times as far.
 
     Returns
     -------
@@ -143,9 +143,9 @@ def score_beads(image: Image, diameter_px: float) -> FloatArray:
     kernel = np.zeros(shape, np.float32)
     steps = np.arange(-reach, reach + 1)
     distance = np.hypot(steps[:, None], steps)
-    disc = np.clip(radius + 0.5 - distance, 0, 1)
+    ball = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, None))
     ring = ((distance >= 1.3 * radius) & (distance <= 2 * radius)).astype(float)
-    kernel[np.ix_(steps, steps)] = ring / ring.sum() - disc / disc.sum()
+    kernel[np.ix_(steps, steps)] = ring / ring.sum() - ball / ball.sum()
     edges = [(0, size - n) for size, n in zip(shape, image.shape, strict=True)]
     flat = np.asarray(image - image.mean(dtype=np.float64), np.float32)
     padded = np.pad(flat, edges, mode="reflect" if reach < min(image.shape) else "edge")

@@ -15,7 +15,6 @@ from verglas.algo.tilt_alignment.patches import (
     Displacements,
     Layer,
     choose_thickness,
-    cut_layer,
     measure_layer,
     plane_matrices,
     whiten_view,

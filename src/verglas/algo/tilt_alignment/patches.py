@@ -237,7 +237,9 @@ def _total_power(transforms: Tensor) -> Tensor:
 def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
     """`(n, size, size // 2 + 1)` length in the image of each frequency of the plane, cycles a pixel."""
     inverse = np.linalg.inv(plane)
-    return np.linalg.norm(np.einsum("yxi,nij->nyxj", plane_frequencies(size).numpy(), inverse), axis=-1)
+    turned = np.einsum("yxi,nij->nyxj", plane_frequencies(size).numpy(), inverse)
+    lengths: FloatArray = np.linalg.norm(turned, axis=-1)
+    return lengths
 
 
 def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: int = 16) -> FloatArray:
@@ -282,7 +284,8 @@ def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: 
     padded = np.pad(np.log(np.clip(strength, 0.1, 2.0)), 1, mode="edge")
     views = np.empty(len(order))
     views[order.numpy()] = np.exp((padded[1:] + padded[:-1]) / 2)
-    return np.clip(views[:, None] * share, 0.005, 0.95)
+    clipped: FloatArray = np.clip(views[:, None] * share, 0.005, 0.95)
+    return clipped
 
 
 def spread_share(share: FloatArray, rings: FloatArray, size: int) -> Tensor:

@@ -68,7 +68,7 @@ def make_predictor(smear: Tensor, share: Tensor, size: int) -> Predictor:
 
 
 def predict_views(patches_rfft: Tensor, predictor: Predictor) -> Tensor:
-    """What each view should be by the others, times how surely that is known.
+    """Tell what each view should be by the others, times how surely that is known.
 
     Parameters
     ----------

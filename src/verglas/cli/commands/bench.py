@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def bench(
     name: Annotated[
-        str, Parameter(help="backproject, reconstruct, ctf3d, fiducials, star, resume, fft-crop or rotate.")
+        str, Parameter(help="Which benchmark; a name that is none of them is answered with the list.")
     ],
     *,
     json: Annotated[bool, Parameter(help="Print one JSON line a figure.", negative="")] = False,
