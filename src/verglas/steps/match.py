@@ -130,9 +130,16 @@ def list_items(params: MatchParams) -> list[Item]:
     if len(set(names)) < len(names):
         raise UserError(f"templates must have different names; got {', '.join(names)}")
     series = read_tilt_series(params.tomograms)
+    tomograms = sorted(read_tomograms(params.tomograms), key=lambda one: (one.name, one.region))
+    # All regions of a tomogram fall into one half set when these follow tomograms.
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(one.name for one in tomograms))}
     return [
-        Item(tomogram.name, (tomogram, series[tomogram.name], number), (tomogram.path, *files))
-        for number, tomogram in enumerate(sorted(read_tomograms(params.tomograms), key=lambda one: one.name))
+        Item(
+            "_".join(filter(None, (one.name, one.region))),
+            (one, series[one.name], numbers[one.name]),
+            (one.path, *files),
+        )
+        for one in tomograms
     ]
 
 
@@ -204,7 +211,7 @@ def run_item(item: Item, params: MatchParams, context: Context) -> ItemResult:
         "threshold": picks.thresholds[0],
         "deviation": scores.deviation,
         "expected_false": picks.expected_false,
-        "maxima": len(picks.maxima),
+        "maxima": sum(len(heights) for heights in picks.maxima),
         "orientations": len(search.rotations),
         "voxels": int(np.prod(scores.best.shape[1:])),
         "voxel_size_angstrom": search.volume.voxel_size_angstrom,
@@ -233,6 +240,8 @@ def prepare_search(
     from verglas.algo.matching.volume import prepare_volume
     from verglas.ops.filters import bfactor_filter
     from verglas.steps.match_inputs import (
+        check_sampling,
+        check_scale,
         lay_region,
         make_templates,
         measure_radius,
@@ -241,16 +250,12 @@ def prepare_search(
         read_region,
     )
 
-    finest = 2 * tomogram.voxel_size_angstrom
-    if params.lowpass < finest * 0.999:
-        raise UserError(
-            f"`lowpass` must be at least two voxels of tomogram {tomogram.name!r}, {finest:g} Å; "
-            f"got {params.lowpass:g}"
-        )
+    check_sampling(tomogram, params)
     densities = [read_density(path, params.lowpass / 8) for path in params.template]
     mask = read_density(params.mask, 1.0) if params.mask else None
     radius = params.radius or max(measure_radius(one, params.bright_template) for one in densities)
     region = lay_region(tomogram, params.size, params.centre)
+    check_scale(densities, radius, region, tomogram, params)
     volume = prepare_volume(
         torch.from_numpy(read_region(tomogram, region)),
         tomogram.voxel_size_angstrom,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from verglas.errors import UserError
 from verglas.files import check_exists, check_name
 from verglas.model import Tomogram
 from verglas.steps.series_results import PIXEL_TOLERANCE
+
+if TYPE_CHECKING:
+    from verglas.steps.match import MatchParams
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -105,6 +109,44 @@ def measure_radius(density: Density, invert: bool) -> float:
     order = np.argsort(distance)
     mass = np.cumsum(weights.reshape(-1)[order])
     return 1.2 * float(distance[order[np.searchsorted(mass, 0.95 * mass[-1])]])
+
+
+def check_sampling(tomogram: Tomogram, params: "MatchParams") -> None:
+    """Refuse a band or a sampling that the tomogram does not hold."""
+    voxel = tomogram.voxel_size_angstrom
+    if params.lowpass < 2 * voxel * 0.999:
+        raise UserError(
+            f"`lowpass` must be at least two voxels of tomogram {tomogram.name!r}, {2 * voxel:g} Å; "
+            f"got {params.lowpass:g}"
+        )
+    if params.pixel_size and params.pixel_size < voxel * 0.999:
+        raise UserError(
+            f"`pixel_size` must be at least the voxel of tomogram {tomogram.name!r}, {voxel:g} Å; "
+            f"got {params.pixel_size:g}"
+        )
+
+
+def check_scale(
+    densities: Sequence[Density], radius: float, region: Region, tomogram: Tomogram, params: "MatchParams"
+) -> None:
+    """Refuse templates whose size in Å cannot be right: too coarse, too small, or larger than the region."""
+    for density in densities:
+        if 2 * density.voxel_size_angstrom > params.lowpass * 1.001:
+            raise UserError(
+                f"the voxels of template {density.name!r} are {density.voxel_size_angstrom:g} Å; expected at most "
+                f"half of `lowpass`, {params.lowpass / 2:g}"
+            )
+    if radius < params.lowpass / 2:
+        raise UserError(
+            f"templates of {radius:.3g} Å radius show nothing at `lowpass` {params.lowpass:g} Å; expected larger "
+            f"ones: is the voxel size of {densities[0].name!r}, {densities[0].voxel_size_angstrom:g} Å, right?"
+        )
+    smallest = min(region.shape) * tomogram.voxel_size_angstrom
+    if 2 * radius > smallest:
+        raise UserError(
+            f"templates of {2 * radius:.4g} Å across are larger than the region of tomogram {tomogram.name!r}, "
+            f"{smallest:.4g} Å at its thinnest; expected a larger region, or a smaller `radius`"
+        )
 
 
 def make_templates(
@@ -200,6 +242,13 @@ def read_region(tomogram: Tomogram, region: Region) -> FloatArray:
         raise UserError(
             f"tomogram {str(tomogram.path)!r} has (z, y, x) = {header.shape}; expected {tomogram.shape}, as its "
             "record says"
+        )
+    voxel = header.pixel_size_angstrom
+    # A header of exactly 1 Å says nothing: many programs write it.
+    if voxel and voxel != 1 and abs(voxel / tomogram.voxel_size_angstrom - 1) > PIXEL_TOLERANCE:
+        raise UserError(
+            f"tomogram {str(tomogram.path)!r} has voxels of {voxel:g} Å; expected "
+            f"{tomogram.voxel_size_angstrom:g}, as its record says"
         )
     z, y, x = region.start
     depth, height, width = region.shape

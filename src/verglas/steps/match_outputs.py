@@ -24,8 +24,8 @@ CAPTIONS = {
     "histogram": "scores of all maxima that keep the particle's distance, the noise that was fitted to them, and the "
     "threshold; molecules are what rises above the noise",
     "picks": "sections 200 Å thick with the picks in them, smoothed to 60 Å; dark is dense",
-    "gallery": "projections along z of the best picks, turned back to the template's orientation, beside the mean "
-    "of all and the template; dark is dense",
+    "gallery": "projections along z of slabs of half the diameter through the best picks, turned back to the "
+    "template's orientation, beside the mean of all and the template; dark is dense",
 }
 
 _GALLERY = 24
@@ -126,10 +126,12 @@ def draw_search(name: str, search: "Search", picks: Picks, tomogram: Tomogram, f
     template = affine_transform_volume(
         search.templates[0].fine, torch.eye(3) * scale, order="cubic", out_shape=(size, size, size)
     )
+    half = max(1, round(search.radius_angstrom / voxel / 2))
+    slab = slice(size // 2 - half, size // 2 + half + 1)
     draw_gallery(
-        boxes.sum(1),
-        mean.sum(0),
-        template.sum(0).numpy(),
+        boxes[:, slab].sum(1),
+        mean[slab].sum(0),
+        template[slab].sum(0).numpy(),
         picks.particles.score[: len(boxes)],
         voxel,
         folder / paths["gallery"],

@@ -200,6 +200,8 @@ def _make_particles(
     }
     if params.refine:
         extra["vglRefinedScore"] = refined
+    if tomogram.region:
+        extra["vglRegionName"] = np.full(len(peaks), tomogram.region, dtype=object)
     return (
         Particles(
             tomogram_names=np.full(len(peaks), tomogram.name),

@@ -19,7 +19,6 @@ from verglas.algo.matching.search import (
     search_block,
 )
 from verglas.algo.matching.volume import SearchVolume
-from verglas.errors import UserError
 from verglas.files import atomic_path
 
 FLAT = 1e-3
@@ -60,7 +59,7 @@ def search_volume(
     bank
         What is searched for; on the device.
     memory_bytes
-        What a block may take.
+        What the search may take: the volume, the bank, the scores, and a block's work.
     threads
         Threads on the CPU.
     device
@@ -70,18 +69,13 @@ def search_volume(
 
     Raises
     ------
-    UserError
-        When a template is larger than the volume.
+    OutOfMemoryError
+        When the search does not fit into the memory.
     """
     values = volume.values
     shape = (values.shape[0], values.shape[1], values.shape[2])
-    if bank.size > min(shape) + bank.size // 2:
-        raise UserError(
-            f"the template's box of {bank.size} voxels does not fit into the region of (z, y, x) = {shape}; expected "
-            "a larger region or a smaller radius"
-        )
     half = has_fast_bfloat16(device)
-    blocks = plan_blocks(shape, bank, memory_bytes, threads, half=half)
+    blocks = plan_blocks(shape, bank, memory_bytes - _standing_bytes(values, bank), threads, half=half)
     best = np.empty((len(bank.rows), *shape), np.float32)
     orientation = np.empty((len(bank.rows), *shape), np.int32)
     square, count = 0.0, 0
@@ -97,6 +91,14 @@ def search_volume(
         best[place], orientation[place] = found.best.cpu().numpy(), found.orientation.cpu().numpy()
         square, count = square + found.square, count + found.count
     return Scores(best, orientation, float(np.sqrt(square / max(count, 1))), len(blocks))
+
+
+def _standing_bytes(values: torch.Tensor, bank: Bank) -> int:
+    """Memory of what there is during the whole search: the volume, the bank, and the scores."""
+    held = [bank.templates.volumes, bank.templates.loadings]
+    if bank.masks is not None:
+        held += [bank.masks.volumes, bank.masks.loadings]
+    return values.numel() * (4 + 8 * len(bank.rows)) + sum(4 * one.numel() for one in held)
 
 
 def _save(path: Path, found: BlockScores) -> None:

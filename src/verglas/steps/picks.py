@@ -42,7 +42,9 @@ class PicksParams(Params):
     ] = None
     pixel_size: Annotated[
         float | None,
-        Field(gt=0, description="of the pixels that a STAR file counts in, in Å; what it says when not given"),
+        Field(
+            gt=0, description="of the pixels that a STAR file counts in, in Å; what it says when not given"
+        ),
     ] = None
 
 
@@ -181,7 +183,7 @@ def emclarity_geometry(tomogram: Tomogram, pixel_size_angstrom: float) -> FloatA
 def _read_cryosparc(
     path: Path, tomograms: tuple[Tomogram, ...], params: PicksParams
 ) -> tuple[Particles, list[str]]:
-    """Picks in images: their places in x and y, at the height of the tomogram's centre."""
+    """Read picks in images: their places in x and y, at the height of the tomogram's centre."""
     from verglas.io.cryosparc import particles_from_cs, read_cs
 
     records = read_cs(path)
@@ -189,7 +191,9 @@ def _read_cryosparc(
     labels = ("rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY")
     missing = [label for label in labels if label not in table]
     if missing:
-        raise UserError(f"{str(path)!r} holds no places of particles in micrographs; expected `location` fields")
+        raise UserError(
+            f"{str(path)!r} holds no places of particles in micrographs; expected `location` fields"
+        )
     stems = [Path(str(name)).stem for name in table["rlnMicrographName"]]
     owners = {stem: _find_owner(stem, path, tomograms, params) for stem in dict.fromkeys(stems)}
     chosen = [owners[stem] for stem in stems]
@@ -205,9 +209,7 @@ def _read_cryosparc(
     return particles, [f"picks of {path.name!r} have no height and lie at that of the tomogram's centre"]
 
 
-def _find_owner(
-    stem: str, path: Path, tomograms: tuple[Tomogram, ...], params: PicksParams
-) -> Tomogram:
+def _find_owner(stem: str, path: Path, tomograms: tuple[Tomogram, ...], params: PicksParams) -> Tomogram:
     named = [one for one in tomograms if one.name in stem]
     return max(named, key=lambda one: len(one.name)) if named else _choose_tomogram(path, tomograms, params)
 
@@ -237,7 +239,7 @@ def _make_particles(
 def _to_angstrom(voxels: FloatArray, tomogram: Tomogram) -> FloatArray:
     """Turn `(n, 3)` xyz voxels, from 0, into places in the specimen."""
     middle = np.array([n // 2 for n in reversed(tomogram.shape)])
-    return (voxels - middle) * tomogram.voxel_size_angstrom + np.array(tomogram.centre_angstrom)
+    return np.asarray((voxels - middle) * tomogram.voxel_size_angstrom + np.array(tomogram.centre_angstrom))
 
 
 def _count_outside(particles: Particles, tomograms: tuple[Tomogram, ...]) -> int:

@@ -21,7 +21,7 @@ def test_one_view_measures_one_plane():
 def test_the_wedge_is_empty_and_the_rest_is_full():
     size = 24
     weights = sampling_weights(make_series(), size, 10.0)
-    z, y, x = torch.meshgrid(
+    z, _, x = torch.meshgrid(
         torch.fft.fftfreq(size), torch.fft.fftfreq(size), torch.fft.rfftfreq(size), indexing="ij"
     )
     angle = torch.rad2deg(torch.atan2(z.abs(), x))

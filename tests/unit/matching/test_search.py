@@ -5,7 +5,7 @@ import torch
 from tests.unit.matching.cases import RADIUS, VOXEL, draw_molecules, make_series, make_template
 from verglas.algo.matching.bank import build_bank
 from verglas.algo.matching.sampling import sampling_weights
-from verglas.algo.matching.search import cut_block, plan_blocks, search_block
+from verglas.algo.matching.search import block_bytes, cut_block, plan_blocks, search_block
 from verglas.algo.matching.template import randomise_template, template_box, turn_templates
 from verglas.errors import OutOfMemoryError, UserError
 from verglas.ops.correlation import local_correlate
@@ -92,7 +92,9 @@ def test_molecules_score_highest_where_and_as_they_are(volume, rotations, weight
 def test_blocks_give_what_the_whole_gives(volume, rotations, weights):
     bank = build_bank([make_template()], [rotations], weights)
     whole = search(volume, bank, half=False)
-    blocks = plan_blocks(SHAPE, bank, 9 << 20, half=False)
+    whole_bytes = block_bytes(SHAPE, bank, 1, half=False)
+    blocks = plan_blocks(SHAPE, bank, int(0.8 * whole_bytes), half=False)
+    assert all(block_bytes(block.shape, bank, 1, half=False) <= 0.8 * whole_bytes for block in blocks)
     assert len(blocks) > 1
     covered = torch.zeros(SHAPE)
     for block in blocks:

@@ -1,7 +1,7 @@
 """Templates, ready to be turned: sampled finer than the search, band-limited, with a mask."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -183,11 +183,3 @@ def _resample(volume: Tensor, voxel: float, new_voxel: float, size: int, lowpass
     scale = torch.eye(3, dtype=torch.float64, device=volume.device) * voxel / new_voxel
     volume = apply_filter(volume, band, dims=3)
     return affine_transform_volume(volume, scale, order="cubic", out_shape=(size, size, size))
-
-
-def stack_names(templates: Sequence[Template]) -> list[str]:
-    """Names of templates, which must differ."""
-    names = [template.name for template in templates]
-    if len(set(names)) < len(names):
-        raise UserError(f"templates must have different names; got {', '.join(names)}")
-    return names
