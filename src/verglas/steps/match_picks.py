@@ -205,8 +205,9 @@ def _make_particles(
     return (
         Particles(
             tomogram_names=np.full(len(peaks), tomogram.name),
-            positions_angstrom=xyz,
-            angles_deg=matrices_to_euler(torch.from_numpy(matrices)).numpy(),
+            # The last bits of a refinement differ between runs.
+            positions_angstrom=xyz.round(4),
+            angles_deg=matrices_to_euler(torch.from_numpy(matrices)).numpy().round(4),
             half_set=np.zeros(len(peaks), dtype=np.int64),
             score=peaks.scores.astype(float),
             extra=pd.DataFrame(extra),

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verglas.algo.matching.template import Template, turn_templates
+from verglas.ops.fft import fourier_shift
 from verglas.ops.peaks import refine_peaks
 from verglas.ops.rotation import (
     local_rotations,
@@ -16,6 +17,8 @@ from verglas.ops.rotation import (
 from verglas.shapes import Rotations, Values, Volume
 
 _REACH = 2
+_MARGIN = 3
+"""Voxels that a shift of the window may spoil at its faces."""
 _ROUNDS = 3
 _GROUP = 32
 
@@ -78,7 +81,7 @@ def refine_picks(
         _refine_group(
             volume,
             template,
-            places[start : start + _GROUP].tolist(),
+            places[start : start + _GROUP].double(),
             matrices[start : start + _GROUP].double(),
             filters,
             step_deg,
@@ -96,7 +99,7 @@ def refine_picks(
 def _refine_group(
     volume: Tensor,
     template: Template,
-    places: list[list[int]],
+    places: Tensor,
     matrices: Tensor,
     filters: Tensor,
     step: float,
@@ -104,8 +107,7 @@ def _refine_group(
     rounds: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Refine a few picks together, so that their templates are turned in one go."""
-    windows = [_cut_windows(volume, place, filters.shape[0]) for place in places]
-    offsets, scores = torch.zeros(len(places), 3), torch.zeros(len(places))
+    places, matrices, scores = places.clone(), matrices.clone(), torch.zeros(len(places))
     for _ in range(rounds):
         step = step / 2
         turns = local_rotations(1.5 * step, step)
@@ -118,29 +120,35 @@ def _refine_group(
         turned = turned.reshape(len(places), len(turns), -1)
         if template.mask is None:
             weights = weights[:, :1]
-        for i, window in enumerate(windows):
+        for i, place in enumerate(places):
+            # A shift by part of a voxel looks like a small turn, so windows follow the place that was found.
+            window = _cut_windows(volume, place, filters.shape[0])
             maps = _score_turns(window, turned[i], weights[i], floor)
             best = int(maps.flatten(1).amax(1).argmax())
             peak = _find_peak(maps[best])
-            place, scores[i] = refine_peaks(maps[best], peak)
-            offsets[i] = place - _REACH
+            top, scores[i] = refine_peaks(maps[best], peak)
+            places[i] += top - _REACH
             # Scores of all turns at the best place, for the parabola between them.
             vector = _top_of_turns(maps[:, *peak.tolist()], vectors, best, step)
             matrices[i] = rotation_vectors_to_matrices(vector) @ matrices[i]
-    return torch.tensor(places, dtype=torch.float32) + offsets, matrices, scores
+    return places.float(), matrices, scores
 
 
-def _cut_windows(volume: Tensor, place: list[int], size: int) -> Tensor:
+def _cut_windows(volume: Tensor, place: Tensor, size: int) -> Tensor:
     """`(5, 5, 5, size³)` windows of the volume at shifts about a place; what is outside is zero."""
-    side = size + 2 * _REACH
+    margin = _REACH + _MARGIN
+    side = size + 2 * margin
     patch = volume.new_zeros(side, side, side)
+    nearest = place.round()
     source, target = [], []
-    for centre, whole in zip(place, volume.shape, strict=True):
-        start = centre - size // 2 - _REACH
+    for centre, whole in zip(nearest.int().tolist(), volume.shape, strict=True):
+        start = centre - size // 2 - margin
         first, last = max(0, start), min(whole, start + side)
         source.append(slice(first, last))
         target.append(slice(first - start, last - start))
     patch[tuple(target)] = volume[tuple(source)]
+    patch = fourier_shift(patch, (nearest - place).to(patch))
+    patch = patch[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     return patch.unfold(0, size, 1).unfold(1, size, 1).unfold(2, size, 1).flatten(3)
 
 

@@ -16,8 +16,13 @@ from verglas.ops.filters import bandpass_filter
 from verglas.ops.statistics import fourier_shells
 from verglas.shapes import Values, Volume
 
-_CLIP_SD = 5.0
-_GOLD_SD = 5.0
+_TAIL = 0.998
+"""Share of the voxels that are noise and molecules; gold is less than the rest."""
+
+_CLIP = 1.7
+_GOLD = 3.0
+"""Times the tail's value at which values are cut off, and beyond which they are gold."""
+
 _GOLD_DIAMETER_ANGSTROM = 60.0
 
 
@@ -72,8 +77,8 @@ def prepare_volume(
 ) -> SearchVolume:
     """Bring a tomogram, or the part of it that is searched, to the sampling and band of a search.
 
-    What is exactly zero was seen by no view and takes the median. Values beyond five robust standard deviations
-    are cut off there; where many of them lie together is gold.
+    What is exactly zero was seen by no view and takes the median. Gold is where values several times beyond
+    those of molecules lie together; what its streaks add to the rest is cut off.
 
     Parameters
     ----------
@@ -101,8 +106,9 @@ def prepare_volume(
     if not float(spread) > 0:
         raise UserError("the region that is searched is flat: its voxels are all alike")
     values = torch.where(seen, (tomogram - middle) / spread, 0.0)
-    gold = find_gold(values.cpu().numpy(), voxel_size_angstrom)
-    values = values.clamp(-_CLIP_SD, _CLIP_SD)
+    tail = float(np.quantile(values[seen].abs().cpu().numpy()[::7], _TAIL))
+    gold = find_gold((values / tail).cpu().numpy(), voxel_size_angstrom)
+    values = values.clamp(-_CLIP * tail, _CLIP * tail)
     factor = max(1.0, search_voxel_angstrom / voxel_size_angstrom)
     padded, shape = zip(*(_choose_size(n, factor) for n in values.shape), strict=True)
     scale = tuple(n / m for n, m in zip(padded, shape, strict=True))
@@ -153,8 +159,8 @@ def _sample(
 
 
 def find_gold(values: npt.NDArray[np.float32], voxel_size_angstrom: float) -> npt.NDArray[np.bool_]:
-    """Tell where gold and its fringes are in a volume in units of its robust standard deviation."""
-    extreme = np.abs(values) > _GOLD_SD
+    """Tell where gold is in a volume of mean 0, in units of what one voxel in five hundred exceeds."""
+    extreme = np.abs(values) > _GOLD
     if not extreme.any():
         return extreme
     labels, count = label(extreme, structure=np.ones((3, 3, 3)))
