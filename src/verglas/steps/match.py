@@ -93,6 +93,10 @@ class MatchParams(Params):
     false_positives: Annotated[
         float, Field(gt=0, description="maxima of noise that may be among the picks of a tomogram")
     ] = 10.0
+    both_hills: Annotated[
+        bool,
+        Field(description="pick also maxima that form a hill of their own below a clear gap in the scores"),
+    ] = False
     expected: Annotated[
         int | None,
         Field(ge=1, description="emClarity's rule in place of that: number of molecules that are expected"),

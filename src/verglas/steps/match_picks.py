@@ -9,7 +9,13 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from verglas.algo.matching.noise import NoiseModel, expected_count_threshold, fit_noise, independent_threshold
+from verglas.algo.matching.noise import (
+    NoiseModel,
+    expected_count_threshold,
+    find_gap,
+    fit_noise,
+    independent_threshold,
+)
 from verglas.algo.matching.peaks import (
     Peaks,
     allow_inside,
@@ -161,8 +167,22 @@ def _find_threshold(
         return expected_count_threshold(params.expected, voxels, orientations, scores.deviation), model, ""
     share = params.false_positives / templates
     if model is None:
-        return independent_threshold(share, voxels, orientations, scores.deviation), None, warning
-    return model.find_threshold(share), model, ""
+        threshold = independent_threshold(share, voxels, orientations, scores.deviation)
+    else:
+        threshold = model.find_threshold(share)
+    above = heights[heights >= threshold]
+    gap = None if params.both_hills else find_gap(above)
+    if gap is None:
+        return threshold, model, warning
+    return (
+        gap,
+        model,
+        warning
+        or (
+            f"{int((above < gap).sum())} maxima above the noise form a hill of their own below a score of {gap:.3f} and "
+            "were left out as other matter; `both_hills` keeps them"
+        ),
+    )
 
 
 def _make_particles(

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from scipy.special import erfcinv
 
-from verglas.algo.matching.noise import expected_count_threshold, fit_noise, independent_threshold
+from verglas.algo.matching.noise import (
+    expected_count_threshold,
+    find_gap,
+    fit_noise,
+    independent_threshold,
+)
 from verglas.algo.matching.peaks import (
     Peaks,
     allow_inside,
@@ -118,3 +123,18 @@ def test_emclaritys_rule():
     assert 70 < (scores > independent_threshold(100, 1000, 400, 0.04)).sum() < 135
     with pytest.raises(UserError, match="must be positive"):
         expected_count_threshold(0, 10, 10, 0.04)
+
+
+def test_a_gap_is_found_only_between_two_hills():
+    rng = np.random.default_rng(3)
+    decoys, molecules = rng.normal(0.35, 0.04, 40), rng.normal(0.75, 0.04, 60)
+    gap = find_gap(np.concatenate([decoys, molecules]))
+    assert decoys.max() < gap < molecules.min()
+    for one_hill in (
+        rng.normal(0.3, 0.03, 500),
+        rng.uniform(0.2, 0.4, 500),
+        0.2 + rng.exponential(0.03, 500),
+        np.concatenate([rng.normal(0.3, 0.02, 300), rng.normal(0.9, 0.02, 5)]),
+        np.array([0.1, 0.2, 0.9, 0.95]),
+    ):
+        assert find_gap(one_hill) is None

@@ -101,6 +101,45 @@ def fit_noise(heights: FloatArray, lower: float = 0.5, upper: float = 0.9) -> No
     return NoiseModel(sigma, tries, len(inside) / float(ends[1] - ends[0]))
 
 
+def find_gap(heights: FloatArray) -> float | None:
+    """Find the middle of the gap between two hills of heights, where they are clearly two.
+
+    The heights are split where the variance within the parts is least (Otsu 1979). Parts are hills of their own
+    when their means differ by five times the root mean square of their deviations; those of any single hill, even
+    of a flat one, differ by three and a half. A few high ones above many are no hill.
+
+    Parameters
+    ----------
+    heights
+        `(n,)` of maxima above the noise.
+
+    Returns
+    -------
+    float or None
+        None where there is one hill, or fewer than three heights on a side.
+    """
+    values = np.sort(heights.astype(float))
+    count = len(values)
+    if count < 2 * _FEWEST_IN_HILL:
+        return None
+    lower = np.arange(1, count)
+    sums, squares = np.cumsum(values)[:-1], np.cumsum(values**2)[:-1]
+    upper = count - lower
+    within = squares - sums**2 / lower + (values @ values - squares) - (values.sum() - sums) ** 2 / upper
+    inside = slice(_FEWEST_IN_HILL - 1, count - _FEWEST_IN_HILL)
+    split = int(np.argmin(within[inside])) + _FEWEST_IN_HILL
+    low, high = values[:split], values[split:]
+    spread = math.sqrt((low.var() + high.var()) / 2)
+    if high.mean() - low.mean() < _APART * spread or len(high) < _LEAST_SHARE * len(low):
+        return None
+    return float((low[-1] + high[0]) / 2)
+
+
+_FEWEST_IN_HILL = 3
+_APART = 5.0
+_LEAST_SHARE = 0.1
+
+
 def expected_count_threshold(expected: int, voxels: int, orientations: int, deviation: float) -> float:
     """Threshold by emClarity's rule: that which a tenth of the expected number would exceed by chance.
 
