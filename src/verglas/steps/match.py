@@ -95,7 +95,7 @@ class MatchParams(Params):
     ] = 10.0
     both_hills: Annotated[
         bool,
-        Field(description="pick also maxima that form a hill of their own below a clear gap in the scores"),
+        Field(description="keep also picks that form a hill of their own below a clear gap in the scores"),
     ] = False
     expected: Annotated[
         int | None,

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from verglas.steps.match import MatchParams, Search
 
 FloatArray = npt.NDArray[np.floating[Any]]
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.integer[Any]]
 
 _EDGE = 0.75
 """emClarity's trim of a tomogram's edges, in radii of the particle."""
@@ -133,11 +135,12 @@ def choose_picks(
     limit = min(params.max_picks, 2 * params.expected) if params.expected else params.max_picks
     kept = kept.take(np.arange(min(limit, len(kept))))
     particles, matrices = _make_particles(search, kept, tomogram, params, scores.deviation)
-    rows = np.ones(len(particles), dtype=bool)
+    rows, told = _find_upper_hill(particles, kept.template, params)
     if params.neighbours:
-        rows = remove_neighbours(particles.positions_angstrom, matrices, *params.neighbours)
+        near = remove_neighbours(particles.positions_angstrom[rows], matrices[rows], *params.neighbours)
+        rows[rows] = near
     particles = particles.take(rows)
-    lowest = {i: kept.scores[kept.template == i].min(initial=np.inf) for i in range(count)}
+    lowest = {i: particles.score[kept.template[rows] == i].min(initial=np.inf) for i in range(count)}
     false = sum(float(model.expect_above(lowest[i])) for i, (_, model, _) in enumerate(rules) if model)
     return Picks(
         particles=_deal_half_sets(particles, params, tomogram.name, number),
@@ -147,7 +150,7 @@ def choose_picks(
         noise=tuple(model for _, model, _ in rules),
         thresholds=thresholds,
         expected_false=false,
-        warnings=tuple(dict.fromkeys(text for _, _, text in rules if text)),
+        warnings=tuple(dict.fromkeys(text for text in (*(rule[2] for rule in rules), told) if text)),
     )
 
 
@@ -167,22 +170,28 @@ def _find_threshold(
         return expected_count_threshold(params.expected, voxels, orientations, scores.deviation), model, ""
     share = params.false_positives / templates
     if model is None:
-        threshold = independent_threshold(share, voxels, orientations, scores.deviation)
-    else:
-        threshold = model.find_threshold(share)
-    above = heights[heights >= threshold]
-    gap = None if params.both_hills else find_gap(above)
-    if gap is None:
-        return threshold, model, warning
-    return (
-        gap,
-        model,
-        warning
-        or (
-            f"{int((above < gap).sum())} maxima above the noise form a hill of their own below a score of {gap:.3f} and "
-            "were left out as other matter; `both_hills` keeps them"
-        ),
-    )
+        return independent_threshold(share, voxels, orientations, scores.deviation), None, warning
+    return model.find_threshold(share), model, ""
+
+
+def _find_upper_hill(
+    particles: Particles, template: IntArray, params: "MatchParams"
+) -> tuple[BoolArray, str]:
+    """Tell which picks are not left out as a lower hill of scores, and say so."""
+    rows, text = np.ones(len(particles), dtype=bool), ""
+    if params.both_hills or params.expected is not None:
+        return rows, text
+    scores = particles.extra["vglRefinedScore"].to_numpy() if params.refine else particles.score
+    for i in np.unique(template):
+        gap = find_gap(scores[template == i])
+        if gap is not None:
+            lower = (template == i) & (scores < gap)
+            rows &= ~lower
+            text = (
+                f"{int(lower.sum())} maxima above the noise form a hill of their own below a score of {gap:.2f} and "
+                "were left out as other matter; `both_hills` keeps them"
+            )
+    return rows, text
 
 
 def _make_particles(

@@ -130,6 +130,9 @@ def test_a_gap_is_found_only_between_two_hills():
     decoys, molecules = rng.normal(0.35, 0.04, 40), rng.normal(0.75, 0.04, 60)
     gap = find_gap(np.concatenate([decoys, molecules]))
     assert decoys.max() < gap < molecules.min()
+    # Of three hills the highest counts.
+    gap = find_gap(np.concatenate([decoys, rng.normal(0.55, 0.02, 50), molecules + 0.05]))
+    assert 0.6 < gap < molecules.min() + 0.05
     for one_hill in (
         rng.normal(0.3, 0.03, 500),
         rng.uniform(0.2, 0.4, 500),

@@ -101,43 +101,47 @@ def fit_noise(heights: FloatArray, lower: float = 0.5, upper: float = 0.9) -> No
     return NoiseModel(sigma, tries, len(inside) / float(ends[1] - ends[0]))
 
 
-def find_gap(heights: FloatArray) -> float | None:
-    """Find the middle of the gap between two hills of heights, where they are clearly two.
+def find_gap(scores: FloatArray) -> float | None:
+    """Find the valley below the highest hill of scores, where that hill clearly stands apart.
 
-    The heights are split where the variance within the parts is least (Otsu 1979). Parts are hills of their own
-    when their means differ by five times the root mean square of their deviations; those of any single hill, even
-    of a flat one, differ by three and a half. A few high ones above many are no hill.
+    It does when the density of the scores is three times lower in the valley than in the hill and than somewhere
+    below, when a tenth of the scores lie above, and when the means on both sides differ by four times the root
+    mean square of the deviations there. Those of any single hill, even of a flat one, differ by three and a half.
 
     Parameters
     ----------
-    heights
-        `(n,)` of maxima above the noise.
+    scores
+        `(n,)` of what rises above the noise.
 
     Returns
     -------
     float or None
-        None where there is one hill, or fewer than three heights on a side.
+        None where there is one hill, or too few scores to tell.
     """
-    values = np.sort(heights.astype(float))
-    count = len(values)
-    if count < 2 * _FEWEST_IN_HILL:
+    values = np.sort(scores.astype(float))
+    fewest = max(_FEWEST_IN_HILL, math.ceil(_LEAST_SHARE * len(values)))
+    if len(values) < 2 * _FEWEST_IN_HILL or values[0] == values[-1]:
         return None
-    lower = np.arange(1, count)
-    sums, squares = np.cumsum(values)[:-1], np.cumsum(values**2)[:-1]
-    upper = count - lower
-    within = squares - sums**2 / lower + (values @ values - squares) - (values.sum() - sums) ** 2 / upper
-    inside = slice(_FEWEST_IN_HILL - 1, count - _FEWEST_IN_HILL)
-    split = int(np.argmin(within[inside])) + _FEWEST_IN_HILL
-    low, high = values[:split], values[split:]
-    spread = math.sqrt((low.var() + high.var()) / 2)
-    if high.mean() - low.mean() < _APART * spread or len(high) < _LEAST_SHARE * len(low):
-        return None
-    return float((low[-1] + high[0]) / 2)
+    grid = np.linspace(values[0], values[-1], 256)
+    width = _SMOOTHING * values.std()
+    density = np.exp(-0.5 * ((grid[:, None] - values) / width) ** 2).sum(axis=1)
+    below = np.maximum.accumulate(density)
+    above = np.maximum.accumulate(density[::-1])[::-1]
+    deep = density * _DEPTH <= np.minimum(below, above)
+    for place in grid[deep][np.argsort(density[deep], kind="stable")]:
+        low, high = values[values < place], values[values >= place]
+        if len(high) < fewest or len(low) < _FEWEST_IN_HILL:
+            continue
+        if high.mean() - low.mean() >= _APART * math.sqrt((low.var() + high.var()) / 2):
+            return float(place)
+    return None
 
 
 _FEWEST_IN_HILL = 3
-_APART = 5.0
 _LEAST_SHARE = 0.1
+_SMOOTHING = 0.15
+_DEPTH = 3.0
+_APART = 4.0
 
 
 def expected_count_threshold(expected: int, voxels: int, orientations: int, deviation: float) -> float:
