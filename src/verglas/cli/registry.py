@@ -99,6 +99,18 @@ STEPS = (
         "Reconstruct tomograms from aligned tilt series.",
     ),
     StepCommand(
+        "match",
+        "verglas.steps.match.MATCH_STEP",
+        SUBTOMOGRAMS,
+        "Find molecules in tomograms by templates.",
+    ),
+    StepCommand(
+        "picks",
+        "verglas.steps.picks.PICKS_STEP",
+        SUBTOMOGRAMS,
+        "Import the picks of other programs.",
+    ),
+    StepCommand(
         "particles",
         "verglas.steps.particles.PARTICLES_STEP",
         SUBTOMOGRAMS,
