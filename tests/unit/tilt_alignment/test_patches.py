@@ -115,12 +115,12 @@ def test_thickness_is_found():
 
 def test_series_without_beads_is_aligned(series):
     result = align_by_patches(list(series.views), series.nominal_tilt_deg, series.axis_deg)
-    difference = compare_geometries(result.fit.geometry, series.truth, series.points_px)
+    difference = compare_geometries(result.geometry, series.truth, series.points_px)
     # Issue 3: 1 px of 5 Å is half a pixel here.
     assert np.hypot(*difference.rms_shift_px) < 0.5
     assert np.sqrt((difference.tilt_deg**2).mean()) < 0.2
     assert np.abs(difference.axis_deg).max() < 0.5
-    assert len(result.tracks_px) == len(result.fit.points_px) >= 5
+    assert len(result.tracks_px) == len(result.points_px) >= 5
     assert 0 < max(result.trials[0].held_out_px) < 2.0
 
 
