@@ -329,7 +329,7 @@ def _least_correlation(scores: FloatArray, reach: int) -> float:
     seen = scores[scores > 0]
     typical = float(np.median(seen)) if len(seen) else 1.0
     significant = LEAST_SIGNIFICANCE / np.sqrt(np.pi * reach**2)
-    return min(LEAST_CORRELATION, max(LEAST_OF_TYPICAL * typical, significant))
+    return float(min(LEAST_CORRELATION, max(LEAST_OF_TYPICAL * typical, significant)))
 
 
 def _stand_clear(places: FloatArray, distance: float) -> npt.NDArray[np.bool_]:
