@@ -64,6 +64,27 @@ def test_the_star_file_holds_the_alignment(series, job):
     assert np.array_equal(aligned.nominal_tilt_deg, series.scheme.nominal.nominal_tilt_deg)
 
 
+def test_matching_with_projections_leaves_what_beads_know(series, tmp_path):
+    star = write_series(tmp_path, series)
+    params = AlignTiltsParams(tilt_series=star, refine=True, bead_diameter=BEAD)
+    report = run_step(ALIGN_TILTS_STEP, params, tmp_path / "job", options=QUIET)
+    assert report.done == ("TS_01",), report.failed
+    aligned = read_tilt_series(tmp_path / "job/tilt_series.star")["TS_01"]
+    good = np.delete(np.arange(21), BLANK)
+    difference = compare_geometries(
+        to_geometry(aligned).take(good), to_geometry(series.scheme.truth).take(good), series.beads / PIXEL
+    )
+    assert np.hypot(*difference.rms_shift_px) < 0.3
+    values = report.summary.values
+    told = any("projection" in warning for warning in report.summary.warnings)
+    # Either a warning tells that nothing was changed, or the beads fit as well as the held-out ones did.
+    residual, held_out = (
+        np.hypot(*(values[f"{kind} {axis}"].value for axis in "xy"))
+        for kind in ("residual", "held-out residual")
+    )
+    assert told or residual <= held_out + 0.01
+
+
 def test_a_blank_view_is_left_out_and_its_dose_counts(series, job):
     folder, report = job
     aligned = read_tilt_series(folder / "tilt_series.star")["TS_01"]

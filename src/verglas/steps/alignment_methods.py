@@ -164,7 +164,10 @@ def _match_projections(images: list[Image], tilt_deg: FloatArray, outcome: Outco
     if alignment.slab is None:
         return replace(outcome, notes=("too few beads to tell the slab that projection matching needs",))
     erased, _ = erase_gold(images, tilt_deg, outcome.marks.size_px)
-    matched = match_projections(erased, alignment.geometry, alignment.slab.thickness_px)
+    try:
+        matched = match_projections(erased, alignment.geometry, alignment.slab.thickness_px)
+    except UserError as error:
+        return replace(outcome, notes=(f"not matched with projections: {error}",))
     placed = locate_beads(alignment.tracks_px, matched.geometry)
     if not matched.gain > 0 or np.hypot(*placed.rms_px) > np.hypot(*alignment.trials[0].held_out_px):
         return replace(outcome, notes=("projection matching found nothing better than the beads say",))

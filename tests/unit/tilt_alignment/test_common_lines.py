@@ -11,9 +11,9 @@ def test_the_axis_is_found():
     series = make_patch_series(256, 800.0, step_deg=6.0, seed=5, exact=True)
     found = find_axis_by_lines(list(series.views), series.nominal_tilt_deg, series.truth.shift_px)
     assert abs(found.axis_deg - series.truth.axis_deg[0]) < 3.0
-    # Views that miss the axis by 40 degrees share less than half of what they share along it.
+    # Far from the axis the lines agree less.
     away = np.abs(found.angles_deg - 80) > 40
-    assert np.median(found.scores[away]) < found.scores.max() - 3 * found.scores[away].std()
+    assert np.median(found.scores[away]) < 0.75 * found.scores.max()
 
 
 def test_noise_has_no_axis():

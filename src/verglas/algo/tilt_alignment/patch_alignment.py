@@ -75,6 +75,7 @@ LEVELS = (
 _AXIS_REACH_DEG = 10.0
 _CONVERGED_PX = 0.1
 _WORTH_FINER = 0.3
+_ROOMY = 1.15  # what lies beyond the slab harms more than room in it
 _BOLD, _STEEPEST = 1.7, 0.3
 _LAST_ROUNDS = 1
 _FEWEST_IN_VIEW = 3
@@ -189,7 +190,7 @@ def align_by_patches(
             "neighbouring views do not show the same: held-out patches lie "
             f"{miss * result.factor:.1f} pixels from where the others say; expected a specimen with structure"
         )
-    matched = match_projections(images, result.geometry, result.slab.thickness_px)
+    matched = match_projections(images, result.geometry, _ROOMY * result.slab.thickness_px)
     return replace(result, geometry=matched.geometry, axis_search=found if asked else None, gain=matched.gain)
 
 
@@ -278,7 +279,9 @@ class _Search:
         side = min(self.views[0].shape)
         size = max(self.level.size, min(_LARGEST * self.level.size, _THICKNESSES * state.thickness_px))
         level = replace(self.level, size=2 * round(min(size, side / 2) / 2))
-        return lay_patches(state.geometry, self.views[0].shape, level, state.slope, state.thickness_px)
+        return lay_patches(
+            state.geometry, self.views[0].shape, level, state.slope, _ROOMY * state.thickness_px
+        )
 
     def find_thickness(self, state: _State) -> _State:
         return replace(state, thickness_px=choose_thickness(self.views, state.geometry, self.lay(state)))
@@ -299,7 +302,7 @@ def _conclude(
 ) -> PatchAlignment:
     """Level the slab, and turn pixels of the finest sampling into those of the views."""
     (slope_x, slope_y), error = fit_slope(fit)
-    slab = Slab(slope_x, slope_y, 0.0, layer.thickness_px * factor, error, 1)
+    slab = Slab(slope_x, slope_y, 0.0, layer.thickness_px / _ROOMY * factor, error, 1)
     # Block averages have their centre elsewhere than the views.
     step = np.array([binned_centre_step(size, factor) for size in shape[::-1]])
     larger = _resize(fit.geometry, factor)
