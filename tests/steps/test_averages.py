@@ -1,6 +1,7 @@
 """Particles of a simulated series: half sets, averages, and alignments that make them better."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from verglas.ops.rotation import (
 )
 from verglas.steps.align import ALIGN_STEP, AlignParams
 from verglas.steps.average import AVERAGE_STEP, AverageParams
+from verglas.steps.fsc import FSC_STEP, FscParams
 from verglas.steps.particles import PARTICLES_STEP, ParticlesParams, find_distinct
 from verglas.steps.simulate import SIMULATE_STEP, SimulateParams
 from verglas.steps.step import RunOptions, run_step
@@ -177,6 +179,31 @@ def test_relion_finds_the_same_correlation(cycle, relion, tmp_path):
     for label in ("rlnFourierShellCorrelationUnmaskedMaps", "rlnFourierShellCorrelationMaskedMaps"):
         count = min(len(ours), len(theirs))
         np.testing.assert_allclose(ours[label][1:count], theirs[label][1:count], atol=0.01)
+
+
+def test_fsc_alone_gives_the_curve_of_the_average(cycle, tmp_path):
+    maps = cycle / "average1/maps"
+    params = FscParams(half1=maps / "half1.mrc", half2=maps / "half2.mrc", mask=maps / "mask.mrc")
+    report = run_step(FSC_STEP, params, tmp_path / "out", options=QUIET)
+    one, other = (read_table(job / "fsc.star", "fsc") for job in (tmp_path / "out", cycle / "average1"))
+    label = "rlnFourierShellCorrelationCorrected"
+    np.testing.assert_allclose(one[label], other[label], atol=1e-4)
+    assert report.summary.values["resolution"].value == pytest.approx(
+        json.loads((cycle / "average1/summary.json").read_text())["values"]["resolution"]["value"], abs=0.02
+    )
+    write_mrc(tmp_path / "small.mrc", np.ones((20, 20, 20), np.float32), voxel_size_angstrom=PIXEL)
+    for changes, words in (
+        ({"half2": tmp_path / "small.mrc"}, "expected cubes of one size"),
+        ({"mask": tmp_path / "small.mrc"}, r"expected \(44, 44, 44\)"),
+        ({"half2": tmp_path / "none.mrc"}, "does not exist"),
+    ):
+        bad = FscParams(**({"half1": maps / "half1.mrc", "half2": maps / "half2.mrc"} | changes))
+        try:
+            failed = run_step(FSC_STEP, bad, tmp_path / f"bad{len(words)}", options=QUIET).failed
+            told = failed["fsc"]
+        except UserError as error:
+            told = str(error)
+        assert re.search(words, told)
 
 
 def test_a_second_run_gives_the_same_bytes(simulation, start, cycle, tmp_path):

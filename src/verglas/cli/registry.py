@@ -129,6 +129,12 @@ STEPS = (
         "Align particles to an average or a first reference.",
     ),
     StepCommand(
+        "fsc",
+        "verglas.steps.fsc.FSC_STEP",
+        SUBTOMOGRAMS,
+        "Correlate two half maps.",
+    ),
+    StepCommand(
         "regions",
         "verglas.steps.regions.REGIONS_STEP",
         TILT_SERIES,

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
 from verglas.model import Particles
+from verglas.steps.half_curves import CURVES_CAPTION, draw_curves, write_curves
 from verglas.steps.series_particles import (
     SeriesParticles,
     list_particle_items,
@@ -151,7 +152,7 @@ def summarise(results: dict[str, ItemResult], params: AverageParams, folder: Pat
         write_mrc(
             folder / f"maps/{name}.mrc", volume.to(torch.float32).cpu().numpy(), voxel_size_angstrom=pixel
         )
-    _write_curves(curves, folder / "fsc.star")
+    write_curves(curves, folder / "fsc.star")
     figures = _draw(maps["average"].cpu().numpy(), curves, [one.particles for one in used], pixel, folder)
     return _describe(results, curves, figures)
 
@@ -194,37 +195,9 @@ def _read_mask(params: AverageParams, box: int, pixel: float) -> "torch.Tensor":
     return mask
 
 
-def _write_curves(curves: "Curves", path: Path) -> None:
-    """Write the curves with the labels of RELION's postprocess, the cones beside them."""
-    import pandas as pd
-
-    from verglas.io.star import write_star
-
-    frequency = curves.frequency.double().cpu().numpy()
-    with np.errstate(divide="ignore"):
-        resolution = np.where(frequency > 0, 1 / np.maximum(frequency, 1e-12), 999.0)
-    table = {
-        "rlnSpectralIndex": np.arange(len(frequency)),
-        "rlnResolution": frequency,
-        "rlnAngstromResolution": resolution,
-        "rlnFourierShellCorrelationCorrected": curves.corrected.double().cpu().numpy(),
-        "rlnFourierShellCorrelationUnmaskedMaps": curves.unmasked.double().cpu().numpy(),
-        "rlnFourierShellCorrelationMaskedMaps": curves.masked.double().cpu().numpy(),
-        "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised.double()
-        .cpu()
-        .numpy(),
-        "vglOneBit": curves.one_bit.double().cpu().numpy(),
-        "vglHalfBit": curves.half_bit.double().cpu().numpy(),
-    }
-    cones = {
-        f"vglCone{number + 1:02d}": cone.double().cpu().numpy() for number, cone in enumerate(curves.cones)
-    }
-    write_star(path, {"fsc": pd.DataFrame(table | cones)})
-
-
 _CAPTIONS = {
     "average": "sections across z of the filtered average, from below to above, and its projections; dense is bright",
-    "fsc": "correlation of the half maps; faint lines are its 37 cones, dashed ones the information thresholds",
+    "fsc": CURVES_CAPTION,
     "directions": "from where the particles are seen; gaps show as streaks in the map",
     "scores": "scores of the particles of each series",
 }
@@ -233,20 +206,10 @@ _CAPTIONS = {
 def _draw(
     average: "np.ndarray[Any, Any]", curves: "Curves", particles: list[Particles], pixel: float, folder: Path
 ) -> list[Figure]:
-    from verglas.figures.averages import draw_directions, draw_half_correlation, draw_map, draw_scores
+    from verglas.figures.averages import draw_directions, draw_map, draw_scores
 
     draw_map(average, pixel, folder / "figures/average.png")
-    draw_half_correlation(
-        curves.frequency.cpu().numpy(),
-        [
-            ("corrected", curves.corrected.cpu().numpy()),
-            ("unmasked", curves.unmasked.cpu().numpy()),
-            ("phases randomised", curves.randomised.cpu().numpy()),
-        ],
-        curves.cones.cpu().numpy(),
-        [("one bit and half a bit", ((curves.one_bit + curves.half_bit) / 2).cpu().numpy())],
-        folder / "figures/fsc.png",
-    )
+    draw_curves(curves, folder / "figures/fsc.png")
     draw_directions(np.concatenate([one.angles_deg for one in particles]), folder / "figures/directions.png")
     drawn = ["average", "fsc", "directions"]
     known = [(str(one.tomogram_names[0]), one.score[np.isfinite(one.score)]) for one in particles]
