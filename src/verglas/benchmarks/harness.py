@@ -24,6 +24,7 @@ BENCHMARKS = {
     "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",
     "fiducials": "verglas.benchmarks.fiducials",
+    "match": "verglas.benchmarks.match",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",

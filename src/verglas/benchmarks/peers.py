@@ -139,3 +139,32 @@ shifts = tiltxcorr(
 print(json.dumps({"seconds": time.perf_counter() - started}))
 """
 """Shifts of views `(n, y, x)` in an `.npy` file by correlation of stretched neighbours."""
+
+PYTME = """
+import json, sys, time, warnings
+
+import numpy as np
+
+warnings.simplefilter("ignore")
+from tme.analyzer import MaxScoreOverRotations
+from tme.matching_data import MatchingData
+from tme.matching_exhaustive import MATCHING_EXHAUSTIVE_REGISTER, match_exhaustive
+
+asked = json.loads(sys.argv[1])
+if __name__ == "__main__":
+    given = np.load(asked["data"])
+    setup, score = MATCHING_EXHAUSTIVE_REGISTER["FLCSphericalMask"]
+    data = MatchingData(
+        target=given["volume"], template=given["template"], template_mask=given["mask"],
+        rotations=given["rotations"],
+    )
+    started = time.perf_counter()
+    found = match_exhaustive(
+        matching_data=data, matching_score=score, matching_setup=setup, callback_class=MaxScoreOverRotations,
+        job_schedule=(1, asked["workers"]), pad_target_edges=True,
+    )
+    seconds = time.perf_counter() - started
+    np.save(asked["result"], np.asarray(found[0]))
+    print(json.dumps({"seconds": seconds}))
+"""
+"""Best score over orientations of one template in one volume, all in one `.npz`."""

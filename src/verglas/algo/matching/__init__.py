@@ -1,0 +1,1 @@
+"""Finding molecules by their templates."""

@@ -1,0 +1,215 @@
+"""Crowded tomograms with known contents, and what a search makes of them."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from verglas.algo.simulation.phantoms import MACROMOLECULE_V, make_demo_ribosome
+from verglas.algo.simulation.render import render_volume
+from verglas.algo.simulation.scatterers import Scatterers
+from verglas.algo.simulation.solids import fill_solid
+from verglas.algo.simulation.specimen import Population, Species, build_specimen
+from verglas.algo.simulation.surroundings import surround_specimen, visible_extent
+from verglas.algo.simulation.tilt_series import simulate_tilt_series
+from verglas.algo.simulation.views import Conditions
+from verglas.benchmarks.harness import Figure
+from verglas.io.mrc import create_mrc, write_mrc
+from verglas.io.relion_particles import read_particles
+from verglas.io.relion_tilt_series import write_tilt_series
+from verglas.model import ImageReference, Optics, Particles, TiltSeries
+from verglas.ops.rotation import angular_distance_deg, euler_to_matrices
+from verglas.ops.symmetry import symmetry_matrices
+from verglas.steps.match import MATCH_STEP, MatchParams
+from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
+from verglas.steps.step import RunOptions, run_step
+
+FloatArray = npt.NDArray[np.float64]
+
+_PIXEL = 10.0
+_EDGE_ANGSTROM = 180.0
+_EXPOSURES = {"clean": 12.0, "good": 6.0, "in a cell": 3.0, "poor": 1.0}
+"""e/Å² of each of 41 views; 3 is what cells are given."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is searched for: species, symmetry, band and step, Å and degrees, and the F1 that is asked for."""
+
+    name: str
+    symmetry: str
+    lowpass: float
+    step: float
+    wanted: float
+
+
+_TARGETS = (_Target("ribosome", "C1", 40.0, 15.0, 0.95), _Target("proteasome", "D7", 30.0, 12.0, 0.8))
+
+
+def find_in_crowd(quick: bool) -> Iterator[Figure]:
+    """Search crowded tomograms of several noise levels; the quick case is a small one with ribosomes only."""
+    levels = {"good": _EXPOSURES["good"]} if quick else _EXPOSURES
+    for level, exposure in levels.items():
+        with tempfile.TemporaryDirectory(prefix="verglas-crowd-") as scratch:
+            folder = Path(scratch)
+            truth, size = _make_crowd(folder, exposure, quick)
+            for target in _TARGETS[:1] if quick else _TARGETS:
+                yield from _judge(folder, truth, size, target, level)
+
+
+def make_proteasome(spacing_angstrom: float) -> Scatterers:
+    """Build a barrel of four rings of seven, 150 Å long and 115 Å wide, hollow, with its axis along z."""
+
+    def inside(points: FloatArray) -> npt.NDArray[np.bool_]:
+        radius, angle = np.hypot(points[:, 0], points[:, 1]), np.arctan2(points[:, 1], points[:, 0])
+        height = np.abs(points[:, 2])
+        cavity = np.where(height < 20, 27.0, np.where(height < 38, 12.0, np.where(height < 62, 24.0, 8.0)))
+        # The halves are mirrored by two-folds across the axis, so their lobes turn opposite ways.
+        lobes = 54.0 + 4.0 * np.cos(7 * (angle + np.sign(points[:, 2]) * 0.1))
+        return np.asarray((height < 75) & (radius < lobes) & (radius > cavity))
+
+    return fill_solid(inside, (60.0, 60.0, 78.0), spacing_angstrom, MACROMOLECULE_V)
+
+
+def _make_decoys(spacing: float) -> list[Species]:
+    """Make a hollow ball like ferritin, a thick disc, and a rod."""
+
+    def ball(points: FloatArray) -> npt.NDArray[np.bool_]:
+        radius = np.linalg.norm(points, axis=1)
+        return np.asarray((radius < 62) & (radius > 38))
+
+    def disc(points: FloatArray) -> npt.NDArray[np.bool_]:
+        return np.asarray((np.hypot(points[:, 0], points[:, 1]) < 75) & (np.abs(points[:, 2]) < 30))
+
+    def rod(points: FloatArray) -> npt.NDArray[np.bool_]:
+        return np.asarray((np.hypot(points[:, 0], points[:, 1]) < 25) & (np.abs(points[:, 2]) < 110))
+
+    shapes = {"ball": (ball, 65.0), "disc": (disc, 78.0), "rod": (rod, 112.0)}
+    return [
+        Species(name, fill_solid(inside, half, spacing, MACROMOLECULE_V))
+        for name, (inside, half) in shapes.items()
+    ]
+
+
+def _make_crowd(folder: Path, exposure: float, quick: bool) -> tuple[Particles, tuple[float, float, float]]:
+    """Write series, tomograms and templates; return the true molecules and the sides of the field, xyz."""
+    side, thickness, share = (128, 800.0, 0.07) if quick else (320, 1500.0, 1.0)
+    tilts = np.arange(-60.0, 61.0, 5.0 if quick else 3.0)
+    counts = np.argsort(np.argsort(np.abs(tilts), kind="stable"))
+    series = TiltSeries(
+        name="crowd",
+        optics=Optics(_PIXEL),
+        image_shape=(side, side),
+        images=tuple(ImageReference(folder / "crowd.mrc", i) for i in range(len(tilts))),
+        nominal_tilt_deg=tilts,
+        y_tilt_deg=tilts,
+        exposure_e_per_a2=np.full(len(tilts), exposure),
+        pre_exposure_e_per_a2=np.asarray(counts * exposure, dtype=float),
+        defocus_u_angstrom=np.full(len(tilts), 30000.0),
+        defocus_v_angstrom=np.full(len(tilts), 30000.0),
+    )
+    ribosome, proteasome = (
+        Species("ribosome", make_demo_ribosome()),
+        Species("proteasome", make_proteasome(10.0)),
+    )
+    population = [
+        Population(species, max(1, round(share * count)))
+        for species, count in zip(
+            (ribosome, proteasome, *_make_decoys(10.0)), (90, 60, 60, 60, 60), strict=True
+        )
+    ]
+    field = (side * _PIXEL, side * _PIXEL, thickness)
+    gold = {"bead_count": 2 if quick else 10}
+    vesicles = [] if quick else [300.0]
+    inner = build_specimen("crowd", field, population, seed=1, vesicle_radii_angstrom=vesicles, **gold)
+    whole = surround_specimen(inner, population, visible_extent(series, field[:2], thickness), seed=1, **gold)
+    images = simulate_tilt_series(whole, series, conditions=Conditions(ice_noise=True), seed=1)
+    with create_mrc(folder / "crowd.mrc", images.shape, voxel_size_angstrom=_PIXEL, is_stack=True) as writer:
+        writer.write(images)
+    write_tilt_series(folder, [series])
+    for species in (ribosome, proteasome):
+        density = render_volume(species.scatterers, (60, 60, 60), 6.0)
+        write_mrc(folder / f"{species.name}.mrc", density, voxel_size_angstrom=6.0)
+    return inner.particles, field
+
+
+def _judge(
+    folder: Path, truth: Particles, size: tuple[float, float, float], target: _Target, level: str
+) -> Iterator[Figure]:
+    """Search one species and compare the picks with the truth."""
+    quiet = RunOptions(quiet=True, device="cpu")
+    voxel = target.lowpass / 2
+    tomograms = folder / f"tomo_{target.name}"
+    reconstruct = ReconstructParams(
+        tilt_series=folder / "tilt_series.star", pixel_size=voxel, thickness=size[2] + 300
+    )
+    params = MatchParams(
+        tomograms=tomograms / "tomograms.star",
+        template=(folder / f"{target.name}.mrc",),
+        lowpass=target.lowpass,
+        angle_step=target.step,
+        symmetry=target.symmetry,
+    )
+    found = folder / f"match_{target.name}"
+    run_step(RECONSTRUCT_STEP, reconstruct, tomograms, options=quiet)
+    run_step(MATCH_STEP, params, found, options=quiet)
+    particles = read_particles(found / "particles.star")
+    stated = float(json.loads((found / "items/crowd.json").read_text())["values"]["expected_false"])
+    molecules = truth.take(truth.extra["vglSpecies"].to_numpy() == target.name)
+    right, precision, recall, angles = _compare(particles, molecules, size, target.symmetry)
+    f1 = 2 * precision * recall / max(precision + recall, 1e-9)
+    realistic = level == "in a cell"
+    name = f"match.{target.name}.{level.replace(' ', '_')}"
+    yield Figure(
+        f"{name}.f1",
+        f1,
+        f"precision {precision:.2f}, recall {recall:.2f}, {right} right",
+        target=f"at least {target.wanted}" if realistic else "",
+        holds=f1 >= target.wanted if realistic else None,
+    )
+    wrong = len(particles) - right
+    yield Figure(
+        f"{name}.false_picks",
+        wrong,
+        "picks",
+        target="within a factor of 2 of what was stated",
+        holds=stated / 2 <= max(wrong, 1) <= 2 * max(stated, 1),
+        peer="stated",
+        peer_value=stated,
+    )
+    error = float(np.median(angles)) if len(angles) else None
+    yield Figure(
+        f"{name}.angle",
+        error,
+        "degrees, median after refinement",
+        target="at most 3",
+        holds=None if error is None else error <= 3,
+    )
+
+
+def _compare(
+    particles: Particles, truth: Particles, size: tuple[float, float, float], symmetry: str
+) -> tuple[int, float, float, FloatArray]:
+    """Right picks, precision, recall among molecules clear of the edges, and the right ones' errors in degrees."""
+    limit = np.array(size[:2]) / 2 - _EDGE_ANGSTROM
+    clear: npt.NDArray[np.bool_] = np.all(np.abs(truth.positions_angstrom[:, :2]) < limit, axis=1)
+    distance = np.linalg.norm(particles.positions_angstrom[:, None] - truth.positions_angstrom[None], axis=2)
+    rows, columns = linear_sum_assignment(np.minimum(distance, 100.0))
+    near = distance[rows, columns] < 60.0
+    rows, columns = rows[near], columns[near]
+    found, true = (
+        euler_to_matrices(torch.from_numpy(one))
+        for one in (particles.angles_deg[rows], truth.angles_deg[columns])
+    )
+    group = symmetry_matrices(symmetry)
+    errors = [float(angular_distance_deg(a, b @ group).min()) for a, b in zip(found, true, strict=True)]
+    right = len(rows)
+    precision = right / max(len(particles), 1)
+    recall = float(clear[columns].sum() / max(clear.sum(), 1))
+    return right, precision, recall, np.array(errors)

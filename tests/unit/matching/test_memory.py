@@ -1,0 +1,47 @@
+"""A search takes no more memory than it was given, as the kernel counts it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.matching.cases import VOXEL, make_template
+from verglas.algo.matching.bank import build_bank
+from verglas.algo.matching.search import block_bytes
+from verglas.algo.matching.template import template_box
+from verglas.algo.matching.volume import prepare_volume
+from verglas.errors import OutOfMemoryError
+from verglas.ops.rotation import random_rotations
+from verglas.steps.match_search import search_volume
+
+STATUS, REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def read_status(name):
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(name + ":")]
+    return 1024 * int(line.split()[1])
+
+
+def test_a_search_keeps_to_its_memory(tmp_path):
+    try:
+        REFS.write_text("5")
+    except OSError:
+        pytest.skip("the kernel does not let a process reset the peak of its memory")
+    shape = (40, 64, 72)
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    volume = prepare_volume(values, VOXEL, search_voxel_angstrom=VOXEL, lowpass_angstrom=40.0)
+    template = make_template()
+    rotations = random_rotations(150, torch.Generator().manual_seed(0))
+    bank = build_bank([template], [rotations], volume.make_filter(template_box(template.radius)))
+    options = {"threads": 2, "device": torch.device("cpu"), "folder": tmp_path}
+    whole = block_bytes(shape, bank, 2, half=False)
+    limit = int(0.3 * whole) + 20 * values.numel()
+    before = read_status("VmRSS")
+    REFS.write_text("5")
+    found = search_volume(volume, bank, memory_bytes=limit, **options)
+    assert found.blocks > 2
+    # What malloc keeps of earlier work counts as memory that was there; a little more is Python's.
+    assert read_status("VmHWM") - before < limit + (8 << 20)
+    with pytest.raises(OutOfMemoryError, match="give more memory"):
+        search_volume(volume, bank, memory_bytes=1 << 20, **options)
