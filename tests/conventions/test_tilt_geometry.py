@@ -71,8 +71,13 @@ def angle_between_deg(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.rad2deg(2 * np.arcsin(np.clip(chord, 0, 1)))
 
 
+def mirror(series: TiltSeries) -> TiltSeries:
+    return replace(series, y_tilt_deg=-np.asarray(series.y_tilt_deg), x_tilt_deg=-series.x_tilt_deg)
+
+
 def test_warp_and_imod_agree_on_the_real_series(series_folder: Path, imod_series: TiltSeries) -> None:
-    warp_series = read_warp_series(series_folder / "00254.xml")
+    # Warp gives IMOD its own angles, and so the mirror image in z of the specimen that it works in.
+    warp_series = mirror(read_warp_series(series_folder / "00254.xml"))
     imod, warp = matrices(imod_series), matrices(warp_series)
     assert np.abs(imod_series.z_rot_deg + 4.3).max() < 1e-3
     assert angle_between_deg(imod, warp).max() < 0.01
@@ -92,8 +97,7 @@ def test_warp_and_imod_agree_on_the_real_series(series_folder: Path, imod_series
 
 def test_the_mirrored_hand_does_not_agree(series_folder: Path, imod_series: TiltSeries) -> None:
     warp_series = read_warp_series(series_folder / "00254.xml")
-    imod = matrices(imod_series)
-    mirrored = matrices(replace(warp_series, y_tilt_deg=-warp_series.y_tilt_deg))
+    imod, mirrored = matrices(imod_series), matrices(warp_series)
     expected = 2 * np.abs(warp_series.y_tilt_deg)
     assert np.allclose(angle_between_deg(imod, mirrored), expected, atol=0.05)
     assert point_distance_px(imod, mirrored).max() > 100.0
@@ -205,9 +209,8 @@ def test_warp_by_its_own_formula(tmp_path: Path, is_inverted: bool) -> None:
         read_warp_xml(path), name="a", pixel_size_angstrom=PIXEL, image_shape=(64, 80)
     )
     ours = matrices(series)
-    assert series.hand == 1
+    assert series.hand == (-1 if is_inverted else 1)
     for point in rng.normal(0, 300, (20, 3)):
-        specimen = point * [1, 1, -1 if is_inverted else 1]
         for i in range(count):
             view = {
                 "angle": values["Angles"][i],
@@ -216,7 +219,8 @@ def test_warp_by_its_own_formula(tmp_path: Path, is_inverted: bool) -> None:
                 "y": values["AxisOffsetY"][i],
             }
             place = warp_place({"x": 1.5, "y": -4.0}, view, point, is_inverted=is_inverted)
-            assert (ours[i] @ [*specimen, 1.0])[:3] == pytest.approx(place, abs=1e-9)
+            x, y, depth = (ours[i] @ [*point, 1.0])[:3]
+            assert (x, y, series.hand * depth) == pytest.approx(place, abs=1e-9)
 
 
 def relion_series(shared_data: Path) -> list[tuple[pd.Series, pd.DataFrame]]:

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.tilt_alignment.series import BEAD, PIXEL, SmallSeries, make_series, to_geometry
+from tests.unit.tilt_alignment.series import (
+    BEAD,
+    PIXEL,
+    SmallSeries,
+    make_bent_series,
+    make_series,
+    to_geometry,
+)
 from verglas.algo.tilt_alignment.gauge import compare_geometries
 from verglas.errors import JobMismatchError
 from verglas.io.imod import read_imod_folder, read_xf, tilt_series_from_imod
@@ -55,6 +62,27 @@ def test_the_star_file_holds_the_alignment(series, job):
     assert np.hypot(*difference.rms_shift_px) < 0.3
     assert abs(difference.axis_deg.mean()) < 0.05
     assert np.array_equal(aligned.nominal_tilt_deg, series.scheme.nominal.nominal_tilt_deg)
+
+
+def test_matching_with_projections_leaves_what_beads_know(series, tmp_path):
+    star = write_series(tmp_path, series)
+    params = AlignTiltsParams(tilt_series=star, refine=True, bead_diameter=BEAD)
+    report = run_step(ALIGN_TILTS_STEP, params, tmp_path / "job", options=QUIET)
+    assert report.done == ("TS_01",), report.failed
+    aligned = read_tilt_series(tmp_path / "job/tilt_series.star")["TS_01"]
+    good = np.delete(np.arange(21), BLANK)
+    difference = compare_geometries(
+        to_geometry(aligned).take(good), to_geometry(series.scheme.truth).take(good), series.beads / PIXEL
+    )
+    assert np.hypot(*difference.rms_shift_px) < 0.3
+    values = report.summary.values
+    told = any("projection" in warning for warning in report.summary.warnings)
+    # Either a warning tells that nothing was changed, or the beads fit as well as the held-out ones did.
+    residual, held_out = (
+        np.hypot(*(values[f"{kind} {axis}"].value for axis in "xy"))
+        for kind in ("residual", "held-out residual")
+    )
+    assert told or residual <= held_out + 0.01
 
 
 def test_a_blank_view_is_left_out_and_its_dose_counts(series, job):
@@ -123,7 +151,7 @@ def test_the_aligned_stack_has_the_axis_upright_and_the_centre_in_the_middle(ser
 def test_figures_are_drawn_and_named(job):
     folder, report = job
     names = {Path(figure.path).name for figure in report.summary.figures}
-    assert names == {f"TS_01_{kind}.png" for kind in ("beads", "residuals", "field", "places", "geometry")}
+    assert names == {f"TS_01_{kind}.png" for kind in ("tracks", "residuals", "field", "places", "geometry")}
     assert all((folder / "figures" / name).stat().st_size > 5000 for name in names)
     assert (folder / "report.html").exists() or report.summary.values["beads"].value >= 14
 
@@ -144,7 +172,7 @@ def test_what_is_done_is_not_done_again(series, job):
 def test_a_series_without_beads_fails_and_says_so(tmp_path, series):
     noise = np.random.default_rng(0).poisson(200, series.views.shape).astype(np.float32)
     star = write_series(tmp_path, series, "TS_02", noise)
-    params = AlignTiltsParams(tilt_series=star, bead_diameter=BEAD)
+    params = AlignTiltsParams(tilt_series=star, bead_diameter=BEAD, method="beads")
     report = run_step(ALIGN_TILTS_STEP, params, tmp_path / "job", options=QUIET)
     assert "no three beads could be followed" in report.failed["TS_02"]
     assert not report.bugs
@@ -185,3 +213,18 @@ def test_an_estimate_grows_with_the_views(job):
     assert large.memory_bytes > small.memory_bytes
     assert large.memory_bytes < 4 << 30
     assert large.seconds > small.seconds
+
+
+def test_a_specimen_that_bends_gets_a_local_field(tmp_path):
+    """It lies beside the STAR file and in IMOD's, and tells where beads appear better than the geometry alone."""
+    series = make_bent_series(150.0, seed=3)
+    star = write_series(tmp_path, series)
+    results = {}
+    for local in (True, False):
+        params = AlignTiltsParams(tilt_series=star, bead_diameter=BEAD, local=local)
+        report = run_step(ALIGN_TILTS_STEP, params, tmp_path / f"job{local}", options=QUIET)
+        results[local] = report.summary.values["held-out residual y"].value
+        aligned = read_tilt_series(tmp_path / f"job{local}/tilt_series.star")["TS_01"]
+        imod = read_imod_folder(tmp_path / f"job{local}/imod/TS_01")
+        assert (aligned.local is not None) == (imod.local is not None) == local
+    assert results[True] < 0.7 * results[False]

@@ -82,11 +82,12 @@ def plain(tmp_path):
 def test_warp_and_imod_agree_on_a_real_series(real, tmp_path):
     stack = real / "00254.stack.mrc"
     report = run(tmp_path / "warp", real / "00254.xml", stack=stack)
-    run(tmp_path / "imod", real / "imod/00254.xf", stack=stack, exposure=3.0)
-    run(tmp_path / "first", real / "imod/00254.xml", stack=stack, flip_hand=True)
+    # Warp gives IMOD its own angles, and so the mirror image in z of the specimen that it works in.
+    run(tmp_path / "imod", real / "imod/00254.xf", stack=stack, exposure=3.0, flip_hand=True)
+    run(tmp_path / "first", real / "imod/00254.xml", stack=stack)
     warp, imod, first = (imported(tmp_path / name, "00254") for name in ("warp", "imod", "first"))
     angles = np.loadtxt(real / "imod/00254.tlt")
-    np.testing.assert_allclose(warp.y_tilt_deg, angles, atol=0.006)
+    np.testing.assert_allclose(warp.y_tilt_deg, -angles, atol=0.006)
     np.testing.assert_allclose(warp.z_rot_deg, -4.3, atol=1e-4)
     np.testing.assert_allclose(matrices(warp)[:, :3, :3], matrices(imod)[:, :3, :3], atol=1e-4)
     # Warp has refined the shifts since: by up to six pixels of 10 Å, one in the middle.
@@ -97,7 +98,7 @@ def test_warp_and_imod_agree_on_a_real_series(real, tmp_path):
     np.testing.assert_allclose(matrices(first)[:, :2, :3], matrices(imod)[:, :2, :3], atol=1e-4)
     step = matrices(first)[:, :2, 3] - matrices(imod)[:, :2, 3]
     np.testing.assert_allclose(step, 5.0, atol=1e-3)
-    assert (warp.hand, imod.hand) == (1, 1)
+    assert (warp.hand, imod.hand) == (-1, -1)
     assert np.isfinite(warp.defocus_u_angstrom).all()
     assert warp.pixel_size_angstrom == 10.0
     assert warp.pre_exposure_e_per_a2[:4].tolist() == [117, 114, 105, 102]

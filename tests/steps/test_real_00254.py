@@ -22,13 +22,14 @@ def folder(shared_data, tmp_path_factory):
     import_series(data / "00254.xml", stack, folder / "warp")
     series = read_tilt_series(folder / "warp/tilt_series.star")["00254"]
     write_imod_folder(folder / "written", "00254", tilt_series_to_imod(series))
-    import_series(data / "imod/00254.xf", stack, folder / "imod")
+    # Warp gives IMOD its own angles, and so the mirror image in z of the specimen that it works in.
+    import_series(data / "imod/00254.xf", stack, folder / "imod", flip_hand=True)
     import_series(folder / "written/00254.xf", stack, folder / "again")
     return folder
 
 
-def import_series(source, stack, out):
-    report = run_step(IMPORT_STEP, ImportParams(inputs=(source,), stack=stack), out, options=QUIET)
+def import_series(source, stack, out, **changes):
+    report = run_step(IMPORT_STEP, ImportParams(inputs=(source,), stack=stack, **changes), out, options=QUIET)
     assert not report.failed
 
 

@@ -16,11 +16,13 @@ FloatArray = npt.NDArray[np.float64]
 PIXEL_ANGSTROM = 5.0
 BEAD_ANGSTROM = 100.0
 AXIS_ERROR_DEG = 5.0
-KINDS = ("plain", "one side", "carbon edge", "blank views", "contamination")
+KINDS = ("plain", "one side", "carbon edge", "blank views", "contamination", "no beads")
 
 _MOLECULE_WEIGHT = 5e6  # V·Å³: about that of a ribosome
 _MOLECULE_SIGMA = 55.0
 _LEAST_APART_ANGSTROM = 250.0
+_A_PROTEIN_ANGSTROM3 = 1.2e7  # some 160 mg/ml, as in a cell
+_COMPARED_POINTS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class BeadCase:
     views
         `(n, y, x)` electrons a pixel.
     beads_angstrom
-        `(k, 3)` true places of the beads within the field of the untilted specimen.
+        `(k, 3)` true places of the beads within the field of the untilted specimen; random ones without beads.
     blank
         Views without a beam.
     """
@@ -51,9 +53,9 @@ class BeadCase:
 def make_case(seed: int, side: int, *, kind: str = "plain", beads: int | None = None) -> BeadCase:
     """Draw a series of 41 views at 5 Å a pixel and 3 e/Å² a view, at the worst that issue 3 asks for.
 
-    The slab is 500 to 3000 Å thick, the largest shift 60 to 200 pixels, the axis 5 degrees off, and the
-    magnification drifts by 0.5 %; stage angles err by 0.1 degrees. The field of the untilted specimen holds 8
-    to 30 beads, and as many on every such area beside it.
+    The slab is 500 to 3000 Å thick, the largest shift 60 to 200 pixels (a fifth of smaller views), the axis 5
+    degrees off, and the magnification drifts by 0.5 %; stage angles err by 0.1 degrees. The field of the untilted
+    specimen holds 8 to 30 beads, and as many on every such area beside it; without beads it is as crowded as a cell.
 
     Parameters
     ----------
@@ -71,6 +73,8 @@ def make_case(seed: int, side: int, *, kind: str = "plain", beads: int | None = 
     count = int(rng.integers(8, 31)) if beads is None else beads
     scheme = _make_scheme(rng, seed, side)
     field = side * PIXEL_ANGSTROM
+    if kind == "no beads":
+        return _make_bare_case(rng, scheme, field, thickness, seed)
     blank = tuple(sorted(rng.choice(41, 5, replace=False).tolist())) if kind == "blank views" else ()
     reach = np.array([2.6 * field, 1.6 * field])
     inside = _scatter(rng, count, np.full(2, 0.9 * field), thickness)
@@ -96,13 +100,27 @@ def make_case(seed: int, side: int, *, kind: str = "plain", beads: int | None = 
 
 
 def list_cases(quick: bool) -> Iterator[tuple[int, str]]:
-    """Seeds and kinds: of every five one of each hard kind and one plain, then plain ones."""
-    for seed in range(5 if quick else 40):
-        yield seed, KINDS[seed % 5] if seed < 20 else "plain"
+    """Seeds and kinds: of every five one of each hard kind and one plain, then eight without beads, then plain."""
+    for seed in (0, 3, 4) if quick else range(40):
+        yield seed, KINDS[seed % 5] if seed < 20 else "no beads" if seed < 28 else "plain"
+
+
+def _make_bare_case(
+    rng: np.random.Generator, scheme: TiltScheme, field: float, thickness: float, seed: int
+) -> BeadCase:
+    """Draw proteins of many sizes and nothing else."""
+    extent = np.array([2.6 * field, 1.6 * field, thickness])
+    count = int(extent.prod() / _A_PROTEIN_ANGSTROM3)
+    places = rng.uniform(-0.5, 0.5, (count, 3)) * extent
+    grains = Scatterers(places, 2e6 * rng.uniform(0.3, 1.5, count), rng.uniform(25.0, 50.0, count))
+    specimen = BallSpecimen(np.empty((0, 4)), np.empty(0), grains, thickness)
+    views = draw_ball_series(specimen, scheme.truth, seed=seed)
+    points = rng.uniform(-0.45, 0.45, (_COMPARED_POINTS, 3)) * [field, field, thickness]
+    return BeadCase("no beads", scheme, views, points, ())
 
 
 def _make_scheme(rng: np.random.Generator, seed: int, side: int) -> TiltScheme:
-    most = float(rng.uniform(60, 200)) * PIXEL_ANGSTROM
+    most = float(rng.uniform(60, 200)) * PIXEL_ANGSTROM * min(1.0, side / 1024)
     trial = Misalignment(
         drift_angstrom=100.0,
         shift_angstrom=20.0,

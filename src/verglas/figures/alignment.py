@@ -1,4 +1,4 @@
-"""Pictures of an alignment by beads: residuals over the views and over the field, beads on the views."""
+"""Pictures of an alignment: residuals over the views and over the field, beads or patches on the views."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +37,7 @@ def draw_residuals(tilt_deg: FloatArray, residuals_px: FloatArray, path: Path) -
         for i, name in enumerate("xy"):
             axes = figure.add_subplot(1, 2, i + 1)
             tilts = np.broadcast_to(tilt_deg, seen.shape)[seen]
-            axes.plot(
-                tilts, residuals_px[seen][:, i], ".", color=MUTED, markersize=3, alpha=0.6, label="bead"
-            )
+            axes.plot(tilts, residuals_px[seen][:, i], ".", color=MUTED, markersize=3, alpha=0.6, label="one")
             axes.plot(tilt_deg[order], rms[order, i], "o-", color=COLOURS[i], markersize=3.5, label="RMS")
             axes.axhline(0, color=MUTED, linewidth=0.6)
             axes.set_xlabel("tilt, degrees")
@@ -54,10 +52,11 @@ def draw_residual_field(
     residuals_px: FloatArray,
     image_shape: tuple[int, int],
     path: Path,
+    local_px: FloatArray | None = None,
 ) -> None:
     """Draw the mean residual of each bead where it lies, for the low, the middle and the high third of the tilts.
 
-    Arrows that neighbours share are what a global alignment cannot follow.
+    Arrows that neighbours share are what a global alignment cannot follow. What a local field took off is grey.
 
     Parameters
     ----------
@@ -69,6 +68,8 @@ def draw_residual_field(
         `(y, x)`.
     path
         The PNG to write.
+    local_px
+        `(beads, n, 2)` shifts of the local field; none when there is no field.
     """
     thirds = np.array_split(np.argsort(tilt_deg), 3)
     height, width = image_shape
@@ -82,16 +83,16 @@ def draw_residual_field(
             place = np.where(seen[..., None], expected_px[:, rows], 0.0).sum(axis=1) / total
             mean = np.where(seen[..., None], residuals_px[:, rows], 0.0).sum(axis=1) / total
             x, y = place[beads].T
-            arrows = axes.quiver(
-                x,
-                y,
-                *mean[beads].T,
-                color=COLOURS[1],
-                angles="xy",
-                scale_units="xy",
-                scale=1 / _LENGTHEN,
-                width=0.005,
-            )
+            arrow: dict[str, Any] = {
+                "angles": "xy",
+                "scale_units": "xy",
+                "scale": 1 / _LENGTHEN,
+                "width": 0.005,
+            }
+            if local_px is not None:
+                off = np.where(seen[..., None], local_px[:, rows], 0.0).sum(axis=1) / total
+                axes.quiver(x, y, *off[beads].T, color=MUTED, alpha=0.6, **arrow)
+            arrows = axes.quiver(x, y, *mean[beads].T, color=COLOURS[1], **arrow)
             axes.plot(x, y, "o", color=COLOURS[0], markersize=2.5)
             axes.quiverkey(arrows, 0.85, 1.05, 1.0, "1 px", labelpos="E", coordinates="axes")
             axes.set_xlim(-width / 2, width / 2)
@@ -127,13 +128,15 @@ def draw_places(points_angstrom: FloatArray, path: Path) -> None:
         save_figure(figure, path)
 
 
-def draw_beads(
+def draw_tracks(
     views: Sequence[FloatArray],
     labels: Sequence[str],
     places_px: Sequence[tuple[FloatArray, FloatArray]],
-    diameter_px: float,
+    size_px: float,
     pixel_size_angstrom: float,
     path: Path,
+    *,
+    square: bool = False,
 ) -> None:
     """Draw views with a ring around each bead that was measured, and a dotted one where one is expected.
 
@@ -145,12 +148,14 @@ def draw_beads(
         What to write above each.
     places_px
         For each view `(k, 2)` measured and `(m, 2)` expected but not measured xy from the image's centre.
-    diameter_px
-        Of the beads.
+    size_px
+        Diameter of the beads, or side of the patches.
     pixel_size_angstrom
         Side of a pixel, Å.
     path
         The PNG to write.
+    square
+        Draw squares, for patches. Only their inner half is drawn, for they overlap.
     """
     height, width = views[0].shape
     with house_style():
@@ -160,11 +165,18 @@ def draw_beads(
             smooth = lowpass_image(view, pixel_size_angstrom, 2.5 * pixel_size_angstrom)
             low, high = contrast_limits(smooth)
             axes.imshow(smooth, vmin=low, vmax=high)
-            size = (figure.get_figwidth() * 72 / len(views) / width * 2.2 * diameter_px) ** 2
+            size = (figure.get_figwidth() * 72 / len(views) / width * (0.5 if square else 2.2) * size_px) ** 2
             for places, colour, style in zip(groups, (COLOURS[1], COLOURS[2]), ("-", ":"), strict=True):
                 x, y = places[:, 0] + width // 2, places[:, 1] + height // 2
                 axes.scatter(
-                    x, y, s=size, facecolors="none", edgecolors=colour, linewidths=1.1, linestyles=style
+                    x,
+                    y,
+                    s=size,
+                    marker="s" if square else "o",
+                    facecolors="none",
+                    edgecolors=colour,
+                    linewidths=1.1,
+                    linestyles=style,
                 )
             axes.set_xlim(-0.5, width - 0.5)
             axes.set_ylim(-0.5, height - 0.5)

@@ -24,6 +24,7 @@ import pandas as pd
 
 from verglas.errors import FileFormatError, UserError
 from verglas.files import check_exists, check_inside
+from verglas.io.imod_local import local_field_from_imod, local_field_to_imod
 from verglas.io.imod_text import ImodCommand as ImodCommand
 from verglas.io.imod_text import ImodLocal as ImodLocal
 from verglas.io.imod_text import read_command as read_command
@@ -64,7 +65,7 @@ class ImodAlignment:
     full_image
         FULLIMAGE xy, when known.
     local
-        Local alignments; they do not enter `TiltSeries`.
+        Local alignments; their shifts become the local field of a `TiltSeries`.
     commands
         The command files that were read, by name.
     """
@@ -199,6 +200,9 @@ def tilt_series_from_imod(
     places = np.einsum("nij,nj->ni", inverse, axis - shifts) - _centre_step(image_shape)
     count = len(matrices)
     x_tilt = np.zeros(count) if alignment.x_tilt_deg is None else alignment.x_tilt_deg
+    local = None
+    if alignment.local is not None:
+        local = local_field_from_imod(alignment.local, matrices, image_shape, optics.pixel_size_angstrom)
     width, height = alignment.full_image or (image_shape[1], image_shape[0])
     return TiltSeries(
         name=name,
@@ -214,6 +218,7 @@ def tilt_series_from_imod(
         magnification=inverse @ _rotations_2d(-z_rot),
         selected=~np.isin(np.arange(1, count + 1), alignment.excluded),
         volume_shape=(alignment.thickness_px, height, width) if alignment.thickness_px > 0 else None,
+        local=local,
         extra=pd.DataFrame(),
     )
 
@@ -221,7 +226,7 @@ def tilt_series_from_imod(
 def tilt_series_to_imod(series: TiltSeries) -> ImodAlignment:
     """Turn our geometry into IMOD's; the inverse of `tilt_series_from_imod`.
 
-    Nothing is lost of the geometry; the selection becomes the list of excluded views.
+    Nothing is lost of the geometry; the selection becomes the list of excluded views. A local field is sampled.
 
     Raises
     ------
@@ -234,6 +239,11 @@ def tilt_series_to_imod(series: TiltSeries) -> ImodAlignment:
     places = np.stack([series.x_shift_angstrom, series.y_shift_angstrom], axis=1) / series.pixel_size_angstrom
     shifts = -np.einsum("nij,nj->ni", matrices, places + _centre_step(series.image_shape))
     size = series.volume_shape
+    local = None
+    if series.local is not None:
+        local = local_field_to_imod(
+            series.local, np.asarray(matrices, dtype=float), series.image_shape, series.pixel_size_angstrom
+        )
     return ImodAlignment(
         transforms=np.concatenate([matrices, shifts[..., None]], axis=2),
         tilt_deg=np.array(series.y_tilt_deg),
@@ -241,6 +251,7 @@ def tilt_series_to_imod(series: TiltSeries) -> ImodAlignment:
         excluded=tuple(int(view) + 1 for view in np.flatnonzero(~series.selected)),
         thickness_px=0 if size is None else size[0],
         full_image=None if size is None else (size[2], size[1]),
+        local=local,
     )
 
 

@@ -1,17 +1,13 @@
-"""Weights of networks: NumPy's `.npz`, which holds arrays and no code."""
+"""Weights of networks: those that come with verglas, and the user's own."""
 
-import zipfile
-from collections.abc import Mapping
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
+from verglas.io.arrays import Arrays, read_arrays, write_arrays
 
-from verglas.errors import FileFormatError
-from verglas.files import atomic_path, check_exists
+Weights = Arrays
 
-Weights = dict[str, npt.NDArray[np.generic]]
+write_weights = write_arrays
 
 
 def read_weights(path: Path | str) -> Weights:
@@ -22,18 +18,7 @@ def read_weights(path: Path | str) -> Weights:
     FileFormatError
         When the file is no `.npz`, or holds Python objects.
     """
-    path = check_exists(path, "weights")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"{str(path)!r} does not hold weights of a network as .npz: {error}") from error
-
-
-def write_weights(path: Path | str, weights: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Write arrays by name; the same arrays give the same bytes."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **dict(sorted(weights.items())))
+    return read_arrays(path, "weights of a network")
 
 
 def read_shipped_weights(name: str) -> Weights:

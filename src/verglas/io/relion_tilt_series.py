@@ -17,7 +17,8 @@ import pandas as pd
 from scipy.spatial.transform import Rotation
 
 from verglas.errors import FileFormatError, UserError
-from verglas.files import check_exists, check_name
+from verglas.files import check_exists, check_inside, check_name
+from verglas.io.local_field import read_local_field, write_local_field
 from verglas.io.star import get_numbers, get_table, read_star, require_columns, write_star
 from verglas.model import ImageReference, Optics, TiltSeries
 
@@ -40,6 +41,7 @@ _VIEW_LABELS = {
 }
 _MAGNIFICATION_LABELS = ("vglMagXX", "vglMagXY", "vglMagYX", "vglMagYY")
 _IMAGE_SIZE_LABELS = ("vglImageSizeX", "vglImageSizeY")
+_LOCAL_LABEL = "vglLocalField"
 _MRC_MODES = {0, 1, 2, 3, 4, 6, 12, 101}
 _MATRIX_LABELS = ("rlnTomoProjX", "rlnTomoProjY", "rlnTomoProjZ", "rlnTomoProjW")
 _ANGLE_LABELS = ("rlnTomoYTilt", "rlnTomoZRot", "rlnTomoXShiftAngst", "rlnTomoYShiftAngst")
@@ -143,9 +145,22 @@ def write_tilt_series(folder: Path | str, series: Iterable[TiltSeries]) -> Path:
 
 
 def write_one_tilt_series(path: Path | str, series: TiltSeries) -> None:
-    """Write the STAR file of one series; it repeats the optics in each row, so that it can be read alone."""
+    """Write the STAR file of one series; it repeats the optics in each row, so that it can be read alone.
+
+    A local field is written beside it and named in it.
+    """
     check_name(series.name, "tilt series name")
-    write_star(path, {series.name: _tabulate_views(series)})
+    table = _tabulate_views(series)
+    if series.local is not None:
+        beside = local_field_path(path)
+        write_local_field(beside, series.local)
+        table[_LOCAL_LABEL] = beside.name
+    write_star(path, {series.name: table})
+
+
+def local_field_path(path: Path | str) -> Path:
+    """Return where the local field is that belongs to a series' STAR file."""
+    return Path(path).with_suffix(".local.json")
 
 
 def write_tilt_series_index(path: Path | str, entries: Iterable[tuple[TiltSeries, Path | str]]) -> None:
@@ -262,6 +277,8 @@ def _build_series(
         fields["exposure_e_per_a2"] = float(row["rlnTomoImportFractionalDose"])
     if all(label in table for label in _MAGNIFICATION_LABELS):
         fields["magnification"] = table[list(_MAGNIFICATION_LABELS)].to_numpy(dtype=float).reshape(-1, 2, 2)
+    if _LOCAL_LABEL in table:
+        fields["local"] = read_local_field(check_inside(path.parent, str(table[_LOCAL_LABEL].iloc[0])))
     if "vglSelected" in table:
         fields["selected"] = table["vglSelected"].to_numpy() != 0
     if "rlnTomoHand" in row:
@@ -279,7 +296,7 @@ def _build_series(
 
 def _keep_extra(table: pd.DataFrame, row: Mapping[str, Any]) -> pd.DataFrame:
     known = {*_VIEW_LABELS, *_SERIES_LABELS, *_MATRIX_LABELS, *_MAGNIFICATION_LABELS, *_IMAGE_SIZE_LABELS}
-    known |= {"rlnMicrographName", "vglSelected"}
+    known |= {"rlnMicrographName", "vglSelected", _LOCAL_LABEL}
     extra = table[[label for label in table.columns if label not in known]].reset_index(drop=True)
     known -= set(_REPEATED_LABELS)
     extra.attrs = {

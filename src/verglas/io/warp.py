@@ -6,11 +6,9 @@ In Warp a specimen point p (Å, from the volume's centre) appears at
 
     centre + Rz(AxisAngle) Ry(-(Angle + LevelAngleY)) Rx(LevelAngleX) p + AxisOffset - Movement
 
-and its defocus is that of the view plus the rotated height, for `AreAnglesInverted="False"`. Then y_tilt is
--(Angle + LevelAngleY), x_tilt is LevelAngleX and larger heights have larger defocus. With "True" Warp places
-points by the same formula, and so works in a specimen mirrored in z, and turns round only the heights that it
-adds to the defocus. Here the mirror is undone: y_tilt = Angle + LevelAngleY, x_tilt = -LevelAngleX, the same
-sign of the defocus, and specimen points have the other sign of z than in Warp.
+and its defocus is that of the view plus the rotated height, or with `AreAnglesInverted="True"` less it. So y_tilt is
+-(Angle + LevelAngleY), x_tilt is LevelAngleX, and the flag is the hand: +1 when false, -1 when true. The ribosomes of
+EMPIAR-10499, whose documents have the flag set, come out with their own hand that way.
 
 Warp's centre of n pixels is the coordinate n / 2 of which pixel i has its centre at i.
 
@@ -81,7 +79,6 @@ def tilt_series_from_warp(
     count = len(item)
     level_x, level_y = (_attribute(item, key) for key in ("LevelAngleX", "LevelAngleY"))
     angles = _per_view(item, "Angles")
-    sign = 1.0 if _are_angles_inverted(item) else -1.0
     step = np.array([size / 2 - size // 2 for size in image_shape[::-1]]) * pixel_size_angstrom
     defocus, delta = (
         _micrometres(item, "GridCTF", "Defocus"),
@@ -102,9 +99,9 @@ def tilt_series_from_warp(
         ),
         image_shape=image_shape,
         images=images,
-        nominal_tilt_deg=sign * angles,
-        x_tilt_deg=np.full(count, -sign * level_x),
-        y_tilt_deg=sign * (angles + level_y),
+        nominal_tilt_deg=-angles,
+        x_tilt_deg=np.full(count, level_x),
+        y_tilt_deg=-(angles + level_y),
         z_rot_deg=_per_view(item, "AxisAngle"),
         x_shift_angstrom=_per_view(item, "AxisOffsetX") - _movement(item, "GridMovementX") + step[0],
         y_shift_angstrom=_per_view(item, "AxisOffsetY") - _movement(item, "GridMovementY") + step[1],
@@ -114,6 +111,7 @@ def tilt_series_from_warp(
         defocus_angle_deg=np.zeros(count) if angle is None else angle,
         phase_shift_deg=np.zeros(count) if phase is None else 180.0 * phase,
         selected=np.array([_is_true(v, "UseTilt") for v in item.lists.get("UseTilt", ("True",) * count)]),
+        hand=-1 if _are_angles_inverted(item) else 1,
         volume_shape=_volume_shape(item, pixel_size_angstrom),
         extra=pd.DataFrame(),
     )
@@ -125,11 +123,9 @@ def tilt_series_to_warp(series: TiltSeries, base: WarpItem | None = None) -> War
     Parameters
     ----------
     series
-        The series. `tilt_series_from_warp` of the result gives it back, or for a hand of -1 its mirror image
-        in z.
+        The series. `tilt_series_from_warp` of the result gives it back.
     base
-        Document to change: all that does not come from the series is kept, and a mirror is kept mirrored.
-        Without it a small document is made.
+        Document to change: all that does not come from the series is kept. Without it a small document is made.
 
     Raises
     ------
@@ -138,19 +134,16 @@ def tilt_series_to_warp(series: TiltSeries, base: WarpItem | None = None) -> War
         when the base has another number of views.
     """
     _check_for_warp(series, base)
-    is_mirrored = series.hand == 1 and base is not None and _are_angles_inverted(base)
-    sign = 1.0 if is_mirrored else -1.0
     root = parse_element(_minimal(series) if base is None else base.xml)
-    # Without a mirror the flag alone turns the heights round, which is what a hand of -1 says.
-    root.set("AreAnglesInverted", str(is_mirrored or series.hand == -1))
+    root.set("AreAnglesInverted", str(series.hand == -1))
     if series.volume_shape is not None:
         extent = (_text(n * series.pixel_size_angstrom) for n in series.volume_shape[::-1])
         root.set("VolumeDimensionsAngstrom", ", ".join(extent))
     level_y = 0.0 if base is None else _attribute(base, "LevelAngleY")
-    root.set("LevelAngleX", _text(-sign * float(series.x_tilt_deg[0])))
+    root.set("LevelAngleX", _text(float(series.x_tilt_deg[0])))
     step = np.array([size / 2 - size // 2 for size in series.image_shape[::-1]]) * series.pixel_size_angstrom
     assert series.y_tilt_deg is not None
-    _set_list(root, "Angles", map(_text, sign * series.y_tilt_deg - level_y))
+    _set_list(root, "Angles", map(_text, -series.y_tilt_deg - level_y))
     _set_list(root, "Dose", map(_text, series.pre_exposure_e_per_a2))
     _set_list(root, "UseTilt", map(str, series.selected.tolist()))
     _set_list(root, "AxisAngle", map(_text, series.z_rot_deg))

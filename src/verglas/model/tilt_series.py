@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from verglas.errors import UserError
+from verglas.model.local_field import LocalField
 from verglas.model.optics import Optics
 
 FloatArray = npt.NDArray[np.float64]
@@ -79,6 +80,8 @@ class TiltSeries:
         +1 when points higher in z lie at larger defocus, else -1 (RELION's `rlnTomoHand`).
     volume_shape
         `(z, y, x)` extent of the specimen in pixels of the images, when known.
+    local
+        Shifts that vary over the image, added to where a point appears; none when there are none.
     extra
         Columns of the file that have no field here, a row a view, kept for writing back.
     """
@@ -103,6 +106,7 @@ class TiltSeries:
     selected: npt.NDArray[np.bool_] = field(default_factory=_every)
     hand: int = 1
     volume_shape: tuple[int, int, int] | None = None
+    local: LocalField | None = None
     extra: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
@@ -133,6 +137,10 @@ class TiltSeries:
             )
         if self.hand not in {1, -1}:
             raise UserError(f"`hand` of tilt series {self.name!r} must be 1 or -1; got {self.hand}")
+        if self.local is not None and len(self.local) != count:
+            raise UserError(
+                f"`local` of tilt series {self.name!r} must have {count} views; got {len(self.local)}"
+            )
         if len(self.extra) not in {0, count}:
             raise UserError(
                 f"`extra` of tilt series {self.name!r} must have {count} rows; got {len(self.extra)}"
@@ -156,6 +164,8 @@ class TiltSeries:
         index = np.arange(len(self))[np.asarray(rows)]
         changes: dict[str, Any] = {name: getattr(self, name)[index] for name, *_ in _PER_TILT}
         changes["images"] = tuple(self.images[i] for i in index)
+        if self.local is not None:
+            changes["local"] = self.local.take(index)
         if len(self.extra):
             changes["extra"] = self.extra.iloc[index].reset_index(drop=True)
         return replace(self, **changes)

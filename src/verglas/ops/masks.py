@@ -53,6 +53,49 @@ def soft_sphere_mask(
     return _fall(distance - radius, edge)
 
 
+def soft_ellipsoid_mask(
+    shape: tuple[int, int, int],
+    radii: Sequence[float],
+    edge: float,
+    centre: Sequence[float] | None = None,
+    device: torch.device | None = None,
+) -> Float[Tensor, "z y x"]:
+    """Make an ellipsoid with its axes along those of the volume.
+
+    The distance from its surface is the first-order one, exact for a ball.
+
+    Parameters
+    ----------
+    shape
+        `(z, y, x)`.
+    radii
+        Half axes in the order of `shape`, pixels.
+    edge
+        Width of the soft edge outside, pixels.
+    centre, device
+        As in `soft_sphere_mask`.
+
+    Raises
+    ------
+    UserError
+        When a size is negative, a half axis is not positive, or the centre does not fit the shape.
+    """
+    if len(radii) != 3 or not min(radii) > 0:
+        raise UserError(f"`radii` must be three positive half axes; got {tuple(radii)}")
+    _check_sizes(edge=edge)
+    offsets = _offsets(shape, centre, device)
+    scaled, steep = (
+        torch.sqrt(
+            sum(
+                ((d / r**power) ** 2 for d, r in zip(offsets, radii, strict=True)),
+                torch.zeros((), device=device),
+            )
+        )
+        for power in (1, 2)
+    )
+    return _fall(scaled * (scaled - 1) / steep.clamp(min=1e-9), edge)
+
+
 def soft_cylinder_mask(
     shape: tuple[int, int, int],
     radius: float,

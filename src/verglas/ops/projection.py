@@ -192,12 +192,47 @@ def insert_slices(
     if sums.shape != shape or totals.shape != shape:
         raise UserError(f"`into` must have shape {shape}; got {tuple(sums.shape)} and {tuple(totals.shape)}")
     fourier_slice.insert(
-        slices.reshape(-1, *slices.shape[-2:]),
-        weights.reshape(-1, *weights.shape[-2:]),
-        rotations.to(weights.dtype).reshape(-1, 3, 3),
-        sums,
-        totals,
+        slices.reshape(1, -1, *slices.shape[-2:]),
+        weights.reshape(1, -1, *weights.shape[-2:]),
+        rotations.to(weights.dtype).reshape(1, -1, 3, 3),
+        sums[None],
+        totals[None],
     )
+    return sums, totals
+
+
+def insert_slices_apart(
+    slices: Complex[Tensor, "p s y kx"],
+    weights: Float[Tensor, "p s y kx"],
+    rotations: Float[Tensor, "p s 3 3"],
+    volume_size: int,
+) -> tuple[Complex[Tensor, "p padded padded padded_half"], Float[Tensor, "p padded padded padded_half"]]:
+    """Do what `insert_slices` does for p volumes at once, each of slices of its own.
+
+    Parameters
+    ----------
+    slices, weights
+        `(p, s, n, n // 2 + 1)`.
+    rotations
+        `(p, s, 3, 3)`.
+    volume_size
+        Side N of the volumes, even.
+
+    Returns
+    -------
+    tuple
+        `(p, N, N, N // 2 + 1)` complex sums and real weights.
+
+    Raises
+    ------
+    UserError
+        When N is odd.
+    """
+    if volume_size % 2:
+        raise UserError(f"`volume_size` must be even; got {volume_size}")
+    shape = (len(slices), volume_size, volume_size, volume_size // 2 + 1)
+    sums, totals = slices.new_zeros(shape), weights.new_zeros(shape)
+    fourier_slice.insert(slices, weights, rotations.to(weights.dtype), sums, totals)
     return sums, totals
 
 
@@ -236,13 +271,15 @@ def reconstruct_from_slices(
     return volume / _interpolation_loss(size, padded, volume)
 
 
-def complete_planes(half: PaddedWeights | PaddedRfft) -> PaddedWeights | PaddedRfft:
-    """Add to each voxel of the planes kx = 0 and N / 2 of a half volume the conjugate of its Friedel mate.
+def complete_planes(
+    half: Float[Tensor, "... padded padded padded_half"] | Complex[Tensor, "... padded padded padded_half"],
+) -> Float[Tensor, "... padded padded padded_half"] | Complex[Tensor, "... padded padded padded_half"]:
+    """Add to each voxel of the planes kx = 0 and N / 2 of half volumes the conjugate of its Friedel mate.
 
     Both lie in these two planes, but `insert_slices` adds to one of them only.
     """
     planes = half[..., :: half.shape[-1] - 1]
-    mates = planes.flip((0, 1)).roll((1, 1), (0, 1)).conj()
+    mates = planes.flip((-3, -2)).roll((1, 1), (-3, -2)).conj()
     whole = planes + mates
     return torch.cat([whole[..., :1], half[..., 1:-1], whole[..., 1:]], dim=-1)
 

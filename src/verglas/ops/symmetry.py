@@ -50,18 +50,38 @@ def symmetry_matrices(group: str) -> Rotations:
     UserError
         When the name is none of these.
     """
-    name = group.strip().upper()
-    name = "I2" if name == "I" else name
+    name = _normalise(group)
     if name in _AXES:
-        return _close_group([_turn(order, axis) for order, axis in _AXES[name]], _ORDERS[name])
-    match = re.fullmatch(r"([CD])([1-9]\d{0,2})", name)
-    if match is None:
-        raise UserError(f"`group` must be C1, C2 ..., D1, D2 ..., T, O, I or I1 to I4; got {group!r}")
-    order = int(match[2])
+        return _close_group(list(generating_matrices(name)), _ORDERS[name])
+    order = int(name[1:])
     matrices = torch.stack([_turn(order, (0.0, 0.0, 1.0), times) for times in range(order)])
-    if match[1] == "D":
+    if name[0] == "D":
         matrices = torch.cat([matrices, matrices @ _turn(2, (1.0, 0.0, 0.0))])
     return matrices
+
+
+def generating_matrices(group: str) -> Rotations:
+    """One or two rotations whose products are all of a point group; `(k, 3, 3)` float64, none for C1.
+
+    Raises
+    ------
+    UserError
+        As `symmetry_matrices`.
+    """
+    name = _normalise(group)
+    if name in _AXES:
+        return torch.stack([_turn(order, axis) for order, axis in _AXES[name]])
+    turns = [_turn(int(name[1:]), (0.0, 0.0, 1.0))] if int(name[1:]) > 1 else []
+    turns += [_turn(2, (1.0, 0.0, 0.0))] if name[0] == "D" else []
+    return torch.stack(turns) if turns else torch.empty(0, 3, 3, dtype=torch.float64)
+
+
+def _normalise(group: str) -> str:
+    name = group.strip().upper()
+    name = "I2" if name == "I" else name
+    if name not in _AXES and not re.fullmatch(r"[CD][1-9]\d{0,2}", name):
+        raise UserError(f"`group` must be C1, C2 ..., D1, D2 ..., T, O, I or I1 to I4; got {group!r}")
+    return name
 
 
 def _turn(order: int, axis: tuple[float, float, float], times: int = 1) -> Tensor:

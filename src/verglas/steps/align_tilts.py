@@ -1,4 +1,4 @@
-"""`align-tilts`: tilt series aligned by their gold beads."""
+"""`align-tilts`: tilt series aligned by their gold beads, or by patches of the specimen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +10,11 @@ from pydantic import Field
 
 from verglas.errors import UserError
 from verglas.model import TiltSeries
+from verglas.steps.alignment_methods import Method, align_views, warn
 from verglas.steps.alignment_results import (
     CAPTIONS,
     BinnedViews,
+    Marks,
     apply_alignment,
     draw_alignment,
     write_alignment,
@@ -22,6 +24,7 @@ from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step
 
 if TYPE_CHECKING:
     from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
+    from verglas.algo.tilt_alignment.patch_alignment import PatchAlignment
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]
@@ -29,25 +32,16 @@ Image = npt.NDArray[np.float32]
 LARGEST_SIDE = 2048
 """Views are averaged in blocks to at most this many pixels a side before beads are looked for."""
 
-POOR_PX = 1.5
-"""A held-out residual above this, in pixels of the averaged views, is told as a warning."""
-
-POORLY_EXPLAINED = 0.4
-"""So is a track for less than this share of the beads found."""
-
-FEW_BEADS = 5
-
-_RIGID = ("axis", "tilt", "x_tilt")
-_AXIS_TOLERANCE_DEG = 10.0
-_BAD_VIEW = 3.0
-
 
 class AlignTiltsParams(Params):
-    """Align tilt series by their gold beads, from raw views and stage angles."""
+    """Align tilt series by their gold beads or by patches, from raw views and stage angles."""
 
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the series")]
     method: Annotated[
-        Literal["auto", "beads"], Field(description="what to align by; `auto` takes what the images offer")
+        Literal["auto", "beads", "patches"],
+        Field(
+            description="what to align by; `auto` takes beads, and patches of the specimen where these fail"
+        ),
     ] = "auto"
     axis_angle: Annotated[
         float | None,
@@ -69,6 +63,20 @@ class AlignTiltsParams(Params):
     rigid: Annotated[
         bool,
         Field(description="fit no magnification, stretch and skew of the views, which RELION does not read"),
+    ] = False
+    local: Annotated[
+        bool,
+        Field(
+            description="fit a smooth field of local shifts where held-out beads say that it helps, but not with "
+            "`rigid`; `reconstruct` and IMOD apply it, RELION does not"
+        ),
+    ] = True
+    refine: Annotated[
+        bool,
+        Field(
+            description="match views aligned by beads with projections of the reconstruction in the end; always done "
+            "with patches"
+        ),
     ] = False
     stack: Annotated[bool, Field(description="write the aligned stacks and their sampling masks too")] = False
 
@@ -92,21 +100,21 @@ class SeriesAlignment:
     aligned
         The record with its new geometry.
     alignment
-        The beads and the fit, in pixels of the averaged views.
+        The beads or patches and the fit, in pixels of the averaged views.
     views
         The averaged views.
-    diameter_px
-        Of the beads, in pixels of the averaged views.
+    marks
+        Whether they are beads or patches, and how large in pixels of the averaged views.
     found
-        Beads that were found in each good view.
+        Beads that were found in each good view; with patches those that were erased, empty without gold.
     warnings
         Sentences for the user; one that begins with POOR means that the result is not to be trusted.
     """
 
     aligned: TiltSeries
-    alignment: "BeadAlignment"
+    alignment: "BeadAlignment | PatchAlignment"
     views: BinnedViews
-    diameter_px: float
+    marks: Marks
     found: tuple[int, ...]
     warnings: tuple[str, ...]
 
@@ -117,48 +125,54 @@ def align_series(series: TiltSeries, params: AlignTiltsParams) -> SeriesAlignmen
     Raises
     ------
     UserError
-        When an image cannot be used, there are fewer than five good views, or too few beads.
+        When an image cannot be used, there are fewer than five good views, or neither beads nor patches align it.
     """
-    from verglas.algo.tilt_alignment.bead_alignment import align_by_beads
-    from verglas.algo.tilt_alignment.bundle import VARIABLES
-
     views = _read_views(series)
     rough = float(series.z_rot_deg.mean()) if params.axis_angle is None else params.axis_angle
-    tilts = series.nominal_tilt_deg[views.good]
-    images = [views.images[row] for row in views.good]
-    pixel = series.pixel_size_angstrom * views.factor
-    detections, diameter = _find_beads(images, tilts, pixel, params.bead_diameter)
-    variables = _RIGID if params.rigid else VARIABLES
-    alignment = align_by_beads(
-        images, tilts, detections, diameter, rough, variables, search=params.search_axis
+    method = Method(
+        params.method,
+        rough,
+        params.search_axis,
+        params.bead_diameter,
+        params.rigid,
+        params.local,
+        params.refine,
     )
-    aligned = apply_alignment(series, alignment, views)
-    found = tuple(len(places) for places in detections)
-    return SeriesAlignment(aligned, alignment, views, diameter, found, _warn(series, alignment, views, rough))
+    outcome = align_views(
+        [views.images[row] for row in views.good],
+        series.nominal_tilt_deg[views.good],
+        series.pixel_size_angstrom * views.factor,
+        method,
+    )
+    aligned = apply_alignment(series, outcome.alignment, views)
+    return SeriesAlignment(
+        aligned, outcome.alignment, views, outcome.marks, outcome.found, warn(series, outcome, views, rough)
+    )
 
 
 def run_item(item: Item, params: AlignTiltsParams, context: Context) -> ItemResult:
-    """Align one series; write its tables, IMOD's files and the beads, and draw the residuals."""
-    from verglas.io.relion_tilt_series import write_one_tilt_series
+    """Align one series; write its tables, IMOD's files and the beads or patches, and draw the residuals."""
+    from verglas.io.relion_tilt_series import local_field_path, write_one_tilt_series
     from verglas.steps.aligned_stack import write_aligned_stack
 
     done = align_series(item.record, params)
     aligned, alignment, views = done.aligned, done.alignment, done.views
     star = f"tilt_series/{item.name}.star"
     write_one_tilt_series(context.folder / star, aligned)
-    diameter_angstrom = done.diameter_px * views.factor * aligned.pixel_size_angstrom
-    files = write_alignment(aligned, alignment, views, diameter_angstrom, context.folder)
+    tables = (star,) if aligned.local is None else (star, local_field_path(star).as_posix())
+    size_angstrom = done.marks.size_px * views.factor * aligned.pixel_size_angstrom
+    files = write_alignment(aligned, alignment, views, done.marks, context.folder)
     if params.stack:
         stack = f"stacks/{item.name}_ali.mrc"
         write_aligned_stack(context.folder, stack, aligned.take(aligned.selected))
         files += (stack, str(Path(stack).with_suffix(".samplingMask")))
-    figures = draw_alignment(aligned, alignment, views, done.diameter_px, context.folder)
+    figures = draw_alignment(aligned, alignment, views, done.marks, context.folder)
     values = {
         **describe_series(aligned),
-        **_describe(alignment, views.factor, aligned.pixel_size_angstrom, done.found),
-        "diameter_angstrom": diameter_angstrom,
+        **_describe(done, views.factor, aligned.pixel_size_angstrom),
+        "diameter_angstrom": size_angstrom if done.marks.kind == "beads" else None,
     }
-    return ItemResult((star, *files, *figures), values, done.warnings)
+    return ItemResult((*tables, *files, *figures), values, done.warnings)
 
 
 def summarise(results: dict[str, ItemResult], params: AlignTiltsParams, folder: Path) -> Summary:
@@ -188,26 +202,27 @@ def estimate(items: list[Item], params: AlignTiltsParams) -> Estimate:
 
 _MORE = (
     ("beads", "beads", "", "that were tracked, a series"),
+    ("patches", "patches", "", "that were followed where a series was aligned by them"),
     ("bead diameter", "diameter_angstrom", "Å", "given or estimated"),
-    ("residual x", "rms_x_px", "px", "RMS of all measured beads in x"),
-    ("residual y", "rms_y_px", "px", "RMS of all measured beads in y"),
+    ("residual x", "rms_x_px", "px", "RMS of all measured beads or patches in x"),
+    ("residual y", "rms_y_px", "px", "RMS of all measured beads or patches in y"),
     (
         "held-out residual x",
         "held_out_x_px",
         "px",
-        "RMS in x of beads that the fit of the views had not seen",
+        "RMS in x of beads or patches that the fit of the views had not seen",
     ),
     (
         "held-out residual y",
         "held_out_y_px",
         "px",
-        "RMS in y of beads that the fit of the views had not seen",
+        "RMS in y of beads or patches that the fit of the views had not seen",
     ),
     (
         "thickness",
         "thickness_angstrom",
         "Å",
-        "between the faces on which the beads lie, or the outermost beads",
+        "between the faces or the outermost beads; with patches the one that explains what the views share",
     ),
 )
 
@@ -246,85 +261,29 @@ def _read_views(series: TiltSeries) -> BinnedViews:
     return BinnedViews(images, factor, faults, np.flatnonzero(series.selected & ~bad))
 
 
-def _find_beads(
-    images: list[Image], tilt_deg: FloatArray, pixel_size_angstrom: float, diameter_angstrom: float | None
-) -> tuple[list[FloatArray], float]:
-    """Places of the beads of each view, and their diameter in pixels, from three of the five lowest tilts."""
-    from verglas.algo.fiducials.find import estimate_diameter, find_beads
-
-    if not images:
-        raise UserError("no view of the series is selected and without fault; expected at least five")
-    if diameter_angstrom is None:
-        lowest = np.argsort(np.abs(tilt_deg), kind="stable")[:5:2]
-        diameter = estimate_diameter([images[row] for row in lowest])
-    else:
-        diameter = diameter_angstrom / pixel_size_angstrom
-    return [find_beads(image, diameter).positions_px for image in images], diameter
-
-
-def _describe(
-    alignment: "BeadAlignment", factor: int, pixel_size_angstrom: float, found: tuple[int, ...]
-) -> dict[str, Any]:
+def _describe(done: SeriesAlignment, factor: int, pixel_size_angstrom: float) -> dict[str, Any]:
     """Figures of one series, in pixels of its images."""
+    alignment, kind = done.alignment, done.marks.kind
     held_out, rms, slab = alignment.trials[0].held_out_px, alignment.rms_px, alignment.slab
     freedom = alignment.trials[0].freedom
+    search = getattr(alignment, "axis_search", None)
     return {
-        "beads": len(alignment.points_px),
-        "beads_found_per_view": float(np.median(found)),
+        "method": kind,
+        "beads": len(alignment.points_px) if kind == "beads" else None,
+        "patches": len(alignment.points_px) if kind == "patches" else None,
+        "beads_found_per_view": float(np.median(done.found)) if done.found else None,
         "measurements": int(np.isfinite(alignment.residuals_px[..., 0]).sum()),
-        "explained": float(np.nanmean(alignment.explained)),
+        "explained": float(np.nanmean(alignment.explained)) if hasattr(alignment, "explained") else None,
         "rms_x_px": rms[0] * factor,
         "rms_y_px": rms[1] * factor,
         "held_out_x_px": held_out[0] * factor if np.isfinite(held_out[0]) else None,
         "held_out_y_px": held_out[1] * factor if np.isfinite(held_out[1]) else None,
         "freedom": {name: getattr(freedom, name) for name in vars(freedom)},
+        "local": done.aligned.local is not None,
         "thickness_angstrom": slab.thickness_px * factor * pixel_size_angstrom if slab else None,
-        "axis_searched": alignment.searched,
+        "axis_searched": bool(getattr(alignment, "searched", False)),
+        "axis_certainty": search.certainty if search and np.isfinite(search.certainty) else None,
     }
-
-
-def _warn(
-    series: TiltSeries, alignment: "BeadAlignment", views: BinnedViews, rough_deg: float
-) -> tuple[str, ...]:
-    """Say all that the user should look at."""
-    tilts, warnings = series.nominal_tilt_deg, []
-    for fault in ("dark", "blank"):
-        rows = [row for row, found in enumerate(views.faults) if found == fault]
-        if rows:
-            warnings.append(f"{_list_tilts(tilts[rows])}: {fault}, left out")
-    if alignment.lost.any():
-        warnings.append(f"{_list_tilts(tilts[views.good][alignment.lost])}: fewer than three beads, left out")
-    if len(alignment.points_px) < FEW_BEADS:
-        warnings.append(
-            f"only {len(alignment.points_px)} beads were tracked; look whether the alignment is right"
-        )
-    held_out = float(np.hypot(*alignment.trials[0].held_out_px))
-    if not np.isfinite(held_out):
-        warnings.append("too few beads to hold any out, so nothing tells how good the alignment is")
-    elif held_out > POOR_PX:
-        warnings.append(
-            f"POOR: held-out beads lie {held_out * views.factor:.1f} pixels from where they are expected"
-        )
-    if (share := float(np.nanmean(alignment.explained))) < POORLY_EXPLAINED:
-        warnings.append(f"POOR: only {share:.0%} of what looks like beads lies on a track")
-    axis = float(np.median(alignment.geometry.axis_deg))
-    apart = abs((axis - rough_deg + 90) % 180 - 90)
-    if apart > _AXIS_TOLERANCE_DEG:
-        warnings.append(
-            f"the tilt axis was found at {axis:.1f} degrees and not near {rough_deg:.1f}; beads do not tell it from "
-            "its opposite, so z may be mirrored: give `axis_angle` when it is known"
-        )
-    squares = np.where(np.isfinite(alignment.residuals_px), alignment.residuals_px**2, 0.0).sum(axis=(0, 2))
-    rms = np.sqrt(squares / np.maximum(np.isfinite(alignment.residuals_px[..., 0]).sum(axis=0), 1))
-    worst = ~alignment.lost & (rms > _BAD_VIEW * np.median(rms[~alignment.lost]))
-    if worst.any():
-        warnings.append(f"{_list_tilts(tilts[views.good][worst])}: fit much worse than the others")
-    return tuple(warnings)
-
-
-def _list_tilts(tilts: FloatArray) -> str:
-    """Name views by their tilts."""
-    return f"{'view' if len(tilts) == 1 else 'views'} at {', '.join(f'{tilt:+.1f}°' for tilt in tilts)}"
 
 
 ALIGN_TILTS_STEP = Step(

@@ -1,4 +1,4 @@
-"""What an alignment by beads leaves behind: the aligned record, tables, IMOD's files, the stack, pictures."""
+"""What an alignment leaves behind: the aligned record, tables, IMOD's files, the stack, pictures."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from verglas.model import Particles, TiltSeries
+from verglas.model import LocalField, Particles, TiltSeries
 
 if TYPE_CHECKING:
     from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
+    from verglas.algo.tilt_alignment.patch_alignment import PatchAlignment
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]
@@ -38,16 +39,37 @@ class BinnedViews:
     good: npt.NDArray[np.intp]
 
 
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """What a series was aligned by.
+
+    Parameters
+    ----------
+    kind
+        "beads" or "patches".
+    size_px
+        Diameter of the beads, side of the patches, in pixels of the block averages.
+    """
+
+    kind: str
+    size_px: float
+
+
+_SIZE_LABELS = {"beads": "vglDiameterAngst", "patches": "vglSizeAngst"}
+
 CAPTIONS = {
-    "beads": "beads that were measured (rings) and those that were expected but not measured (dotted)",
-    "residuals": "residual of every bead over the tilt; a jump is a view that moved or was not followed",
-    "field": "mean residual of each bead, 40 times as long; arrows that neighbours share are the specimen's motion",
-    "places": "the beads in space, from above and from both sides; the slab is level when they lie along x and y",
+    "tracks": "beads (rings) or patches (squares) that were measured, and those that were not (dotted)",
+    "residuals": "residual of every bead or patch over the tilt; a jump is a view that moved or was not followed",
+    "field": "mean residual of each, 40 times as long, and in grey what a local field took off, if there is one; "
+    "arrows that neighbours share are the specimen's motion",
+    "places": "beads or patches in space, from above and both sides; the slab is level when they lie along x and y",
     "geometry": "the geometry that was found",
 }
 
 
-def apply_alignment(series: TiltSeries, alignment: "BeadAlignment", views: BinnedViews) -> TiltSeries:
+def apply_alignment(
+    series: TiltSeries, alignment: "BeadAlignment | PatchAlignment", views: BinnedViews
+) -> TiltSeries:
     """Return the aligned series. Views left out get what lies between their neighbours."""
     from verglas.ops.binning import binned_centre_step
 
@@ -66,6 +88,15 @@ def apply_alignment(series: TiltSeries, alignment: "BeadAlignment", views: Binne
     magnification = [[fill(geometry.magnification[:, i, j]) for j in range(2)] for i in range(2)]
     selected = np.zeros(len(series), bool)
     selected[rows] = True
+    local, size = None, views.factor * series.pixel_size_angstrom
+    if (field := getattr(alignment, "field", None)) is not None:
+        flat = field.shifts_px.reshape(len(geometry), -1).T
+        local = LocalField(
+            (field.low_px[0] * size, field.low_px[1] * size),
+            (field.high_px[0] * size, field.high_px[1] * size),
+            np.stack([fill(column) for column in flat], axis=1).reshape(-1, *field.shifts_px.shape[1:])
+            * size,
+        )
     return replace(
         series,
         x_tilt_deg=fill(geometry.x_tilt_deg),
@@ -75,25 +106,25 @@ def apply_alignment(series: TiltSeries, alignment: "BeadAlignment", views: Binne
         y_shift_angstrom=fill(shifts[:, 1]),
         magnification=np.moveaxis(np.array(magnification), 2, 0),
         selected=selected,
+        local=local,
     )
 
 
 def write_alignment(
     aligned: TiltSeries,
-    alignment: "BeadAlignment",
+    alignment: "BeadAlignment | PatchAlignment",
     views: BinnedViews,
-    diameter_angstrom: float,
+    marks: Marks,
     folder: Path,
 ) -> tuple[str, ...]:
-    """Write the beads in space, and IMOD's files with the beads in the views as a model."""
+    """Write the beads or patches in space, and IMOD's files with those in the views as a model."""
     from verglas.io.imod import tilt_series_to_imod, write_imod_folder
     from verglas.io.imod_model import make_imod_model, write_imod_model
     from verglas.io.relion_particles import write_particles
 
     name, pixel = aligned.name, aligned.pixel_size_angstrom
-    write_particles(
-        folder / f"beads/{name}.star", _list_beads(aligned, alignment, views.factor, diameter_angstrom)
-    )
+    table = f"{marks.kind}/{name}.star"
+    write_particles(folder / table, _list_marks(aligned, alignment, views.factor, marks))
     imod = folder / "imod" / name
     write_imod_folder(imod, name, tilt_series_to_imod(aligned))
     contours = []
@@ -106,18 +137,18 @@ def write_alignment(
         order = np.argsort(rows)
         contours.append(np.column_stack([places, rows])[order])
     size = (aligned.image_shape[1], aligned.image_shape[0], len(aligned))
-    radius = round(diameter_angstrom / pixel / 2)
+    radius = round(marks.size_px * views.factor / 2)
     write_imod_model(
         imod / f"{name}.fid", make_imod_model(contours, size, pixel_size_angstrom=pixel, radius_px=radius)
     )
     written = sorted(path.name for path in imod.iterdir() if path.is_file())
-    return (f"beads/{name}.star", *(f"imod/{name}/{file}" for file in written))
+    return (table, *(f"imod/{name}/{file}" for file in written))
 
 
-def _list_beads(
-    aligned: TiltSeries, alignment: "BeadAlignment", factor: int, diameter_angstrom: float
+def _list_marks(
+    aligned: TiltSeries, alignment: "BeadAlignment | PatchAlignment", factor: int, marks: Marks
 ) -> Particles:
-    """List the beads as particles, with how often and how well each was measured."""
+    """List beads or patches as particles, with how often and how well each was measured."""
     import pandas as pd
 
     pixel = factor * aligned.pixel_size_angstrom
@@ -126,7 +157,7 @@ def _list_beads(
     known = np.flatnonzero(np.isfinite(alignment.points_px).all(axis=1))
     extra = pd.DataFrame(
         {
-            "vglDiameterAngst": np.full(len(seen), diameter_angstrom),
+            _SIZE_LABELS[marks.kind]: np.full(len(seen), marks.size_px * pixel),
             "vglViews": seen.sum(axis=1),
             "vglResidualAngst": pixel * np.sqrt(squares / np.maximum(seen.sum(axis=1), 1)),
         }
@@ -141,12 +172,33 @@ def _list_beads(
     )
 
 
+def _find_local_shifts(alignment: "BeadAlignment | PatchAlignment") -> FloatArray | None:
+    """`(beads, n, 2)` shifts of the local field; none when there is no field."""
+    import torch
+
+    from verglas.ops.local_field import evaluate_field
+
+    field = getattr(alignment, "field", None)
+    if field is None:
+        return None
+    places = torch.from_numpy(alignment.points_px[:, :2])
+    shifts = [
+        evaluate_field(torch.from_numpy(nodes), field.low_px, field.high_px, places)
+        for nodes in field.shifts_px
+    ]
+    return np.asarray(torch.stack(shifts, dim=1).numpy())
+
+
 def draw_alignment(
-    aligned: TiltSeries, alignment: "BeadAlignment", views: BinnedViews, diameter_px: float, folder: Path
+    aligned: TiltSeries,
+    alignment: "BeadAlignment | PatchAlignment",
+    views: BinnedViews,
+    marks: Marks,
+    folder: Path,
 ) -> tuple[str, ...]:
     """Draw the pictures of `CAPTIONS` and return their paths relative to the folder."""
     from verglas.algo.tilt_alignment.geometry import project_points
-    from verglas.figures.alignment import draw_beads, draw_places, draw_residual_field, draw_residuals
+    from verglas.figures.alignment import draw_places, draw_residual_field, draw_residuals, draw_tracks
     from verglas.figures.tilt_series import draw_geometry
 
     paths = {kind: f"figures/{aligned.name}_{kind}.png" for kind in CAPTIONS}
@@ -155,19 +207,25 @@ def draw_alignment(
     expected = project_points(alignment.geometry, alignment.points_px)
     shape = views.images[0].shape
     draw_residual_field(
-        tilts, expected, alignment.residuals_px, (shape[0], shape[1]), folder / paths["field"]
+        tilts,
+        expected,
+        alignment.residuals_px,
+        (shape[0], shape[1]),
+        folder / paths["field"],
+        _find_local_shifts(alignment),
     )
     draw_places(alignment.points_px * pixel, folder / paths["places"])
     kept = np.flatnonzero(~alignment.lost)
     ends = [kept[tilts[kept].argmin()], kept[np.abs(tilts[kept]).argmin()], kept[tilts[kept].argmax()]]
     measured = np.isfinite(alignment.tracks_px[..., 0])
-    draw_beads(
+    draw_tracks(
         [views.images[views.good[view]] for view in ends],
         [f"{round(tilts[view], 1) + 0.0:+.1f}°" for view in ends],
         [(alignment.tracks_px[measured[:, v], v], expected[~measured[:, v], v]) for v in ends],
-        diameter_px,
+        marks.size_px,
         pixel,
-        folder / paths["beads"],
+        folder / paths["tracks"],
+        square=marks.kind == "patches",
     )
     draw_geometry(aligned, folder / paths["geometry"])
     return tuple(paths.values())

@@ -249,7 +249,7 @@ def make_grid(series: TiltSeries, params: "ReconstructParams", region: Region | 
     from verglas.ops.backprojection import VoxelGrid
 
     voxel = params.pixel_size or series.pixel_size_angstrom
-    depth, height, width = _find_extent(series)
+    depth, height, width = find_extent(series)
     centre = params.centre
     if region:
         width, height, depth = region.size_angstrom
@@ -266,7 +266,7 @@ def make_grid(series: TiltSeries, params: "ReconstructParams", region: Region | 
     return VoxelGrid((z, y, x), voxel, centre)
 
 
-def _find_extent(series: TiltSeries) -> tuple[float, float, float]:
+def find_extent(series: TiltSeries) -> tuple[float, float, float]:
     """Find the `(z, y, x)` extent of a series' specimen in Å: what it says, or what its images show."""
     pixel = series.pixel_size_angstrom
     if series.volume_shape:

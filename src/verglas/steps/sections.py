@@ -9,9 +9,11 @@ SLAB_ANGSTROM = 200.0
 """Thickness of the sections drawn in the report."""
 
 
-def cut_sections(volume: FloatArray, voxel_size_angstrom: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+def cut_sections(
+    volume: FloatArray, voxel_size_angstrom: float, thickness_angstrom: float = SLAB_ANGSTROM
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Average the central slab of a `(z, y, x)` volume along each axis: `(y, x)`, `(z, x)`, `(y, z)`."""
-    z, y, x = (slice(*bounds) for bounds in _bounds(volume.shape, voxel_size_angstrom))
+    z, y, x = (slice(*bounds) for bounds in _bounds(volume.shape, voxel_size_angstrom, thickness_angstrom))
     return volume[z].mean(axis=0), volume[:, y].mean(axis=1), volume[:, :, x].mean(axis=2).T
 
 
@@ -39,6 +41,8 @@ class Sections:
         self.xz[along_z] += inner_y.sum(axis=1) / (y1 - y0)
 
 
-def _bounds(shape: tuple[int, ...], voxel_size_angstrom: float) -> list[tuple[int, int]]:
-    half = max(1, round(SLAB_ANGSTROM / voxel_size_angstrom / 2))
+def _bounds(
+    shape: tuple[int, ...], voxel_size_angstrom: float, thickness_angstrom: float = SLAB_ANGSTROM
+) -> list[tuple[int, int]]:
+    half = max(1, round(thickness_angstrom / voxel_size_angstrom / 2))
     return [(max(0, n // 2 - half), min(n, n // 2 + half)) for n in shape]

@@ -5,6 +5,7 @@ from pathlib import Path
 import imodmodel
 import numpy as np
 import pytest
+import torch
 
 from verglas.errors import FileFormatError, MissingFileError, UserError
 from verglas.io.imod import (
@@ -26,7 +27,8 @@ from verglas.io.imod import (
     write_xf,
 )
 from verglas.io.imod_model import list_points, make_imod_model, read_imod_model, write_imod_model
-from verglas.model import Optics
+from verglas.model import LocalField, Optics
+from verglas.ops.local_field import evaluate_field
 
 IDENTITY = np.concatenate([np.eye(2), np.zeros((2, 1))], axis=1)
 
@@ -331,3 +333,48 @@ def test_model_with_a_point_that_is_not_finite(tmp_path):
         read_imod_model(path)
     with pytest.raises(UserError, match="not finite"):
         make_imod_model([[[np.nan, 0, 0]]], (8, 8, 8))
+
+
+def test_a_local_field_goes_through_a_local_file(tmp_path):
+    """What is read evaluates to what was written, between the nodes too."""
+    rng = np.random.default_rng(3)
+    alignment = random_alignment()
+    series = tilt_series_from_imod(
+        alignment, name="TS", stack=tmp_path / "TS.mrc", optics=Optics(4.0), image_shape=(600, 800)
+    )
+    smooth = rng.normal(0, 3, (5, 2, 2, 2))
+    field = LocalField((-1500.0, -1100.0), (1400.0, 1000.0), smooth)
+    write_imod_folder(tmp_path, "TS", tilt_series_to_imod(replace(series, local=field)))
+    read = read_imod_folder(tmp_path)
+    again = tilt_series_from_imod(
+        read, name="TS", stack=tmp_path / "TS.mrc", optics=Optics(4.0), image_shape=(600, 800)
+    ).local
+    assert again is not None
+    assert len(again) == 5
+    places = torch.from_numpy(rng.uniform(-1000, 900, (50, 2)))
+    for view in range(5):
+        one, other = (
+            evaluate_field(torch.tensor(f.shifts_angstrom[view]), f.low_angstrom, f.high_angstrom, places)
+            for f in (field, again)
+        )
+        assert torch.allclose(one, other, atol=0.05)
+
+
+def test_a_local_area_moves_the_aligned_image_back():
+    """A point that a view shows 3 and -2 pixels off, in the aligned image, is moved back by the area's line."""
+    alignment = random_alignment()
+    series = tilt_series_from_imod(
+        alignment, name="TS", stack=Path("TS.mrc"), optics=Optics(4.0), image_shape=(600, 800)
+    )
+    off = np.array([3.0, -2.0])
+    raw = np.linalg.solve(alignment.transforms[:, :, :2], np.broadcast_to(off[:, None], (5, 2, 1)))[..., 0]
+    field = LocalField((-100.0, -100.0), (100.0, 100.0), 4.0 * raw[:, None, None])
+    local = tilt_series_to_imod(replace(series, local=field)).local
+    assert local is not None
+    assert np.allclose(local.transforms[..., 2], -off)
+    assert np.allclose(local.transforms[..., :2], np.eye(2))
+    assert np.array_equal(local.tilt_deg, np.zeros((9, 9, 5)))
+    # The areas cover the field about the middle of the image of 800 x 600 pixels.
+    last = np.add(local.start_px, np.multiply(local.step_px, 8))
+    assert (np.array(local.start_px) <= [375, 275]).all()
+    assert (last >= [425, 325]).all()

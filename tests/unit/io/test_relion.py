@@ -16,6 +16,7 @@ import torch
 from verglas.errors import FileFormatError, MissingFileError, UserError
 from verglas.io.relion_tilt_series import (
     find_file,
+    local_field_path,
     read_one_tilt_series,
     read_tilt_series,
     write_one_tilt_series,
@@ -24,7 +25,7 @@ from verglas.io.relion_tilt_series import (
 )
 from verglas.io.relion_tomograms import read_tomograms, write_tomograms
 from verglas.io.star import get_table, read_star, read_table, write_star
-from verglas.model import ImageReference, Optics, TiltSeries, Tomogram
+from verglas.model import ImageReference, LocalField, Optics, TiltSeries, Tomogram
 from verglas.ops.geometry import projection_matrices
 
 COUNT = 5
@@ -95,6 +96,28 @@ def test_every_field_round_trips(tmp_path: Path, series: TiltSeries) -> None:
     assert plain.images == minimal().images
     assert plain.selected.all()
     assert plain.volume_shape is None
+
+
+def test_a_local_field_lies_beside_the_series(tmp_path: Path, series: TiltSeries) -> None:
+    shifts = np.random.default_rng(0).normal(0, 9, (len(series), 3, 4, 2)).round(3)
+    field = LocalField((-900.0, -800.0), (900.0, 700.0), shifts)
+    index = write_tilt_series(tmp_path, [replace(series, local=field)])
+    read = read_tilt_series(index)[series.name]
+    assert read.local is not None
+    assert (read.local.low_angstrom, read.local.high_angstrom) == (field.low_angstrom, field.high_angstrom)
+    assert np.array_equal(read.local.shifts_angstrom, shifts)
+    part = read.take([2, 0])
+    assert part.local is not None
+    assert np.array_equal(part.local.shifts_angstrom, shifts[[2, 0]])
+    with pytest.raises(UserError, match="`local`"):
+        replace(series, local=part.local)
+    path = local_field_path(tmp_path / f"tilt_series/{series.name}.star")
+    path.write_text(path.read_text().replace("900.0", "NaN"))
+    with pytest.raises(FileFormatError, match="local field"):
+        read_tilt_series(index)
+    path.unlink()
+    with pytest.raises(MissingFileError, match="local field"):
+        read_tilt_series(index)
 
 
 def test_labels_of_the_index_survive_pickling_and_taking(series: TiltSeries) -> None:

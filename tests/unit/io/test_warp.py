@@ -83,8 +83,8 @@ def test_values_of_the_real_series(shared_data):
         item, name="00254", pixel_size_angstrom=10.0, image_shape=(630, 652), stack=Path("00254.mrc")
     )
     assert len(series) == 41
-    assert series.y_tilt_deg[0] == -60.01
-    assert series.nominal_tilt_deg[0] == -60.01
+    assert series.y_tilt_deg[0] == 60.01
+    assert series.nominal_tilt_deg[0] == 60.01
     assert series.x_shift_angstrom[0] == 262.72888
     assert series.pre_exposure_e_per_a2[20] == 0
     assert series.images[3] == ImageReference(Path("00254.mrc"), 3)
@@ -94,7 +94,7 @@ def test_values_of_the_real_series(shared_data):
     assert series.mean_defocus_angstrom.min() > 15000
     assert series.mean_defocus_angstrom.max() < 20000
     assert series.optics.voltage_kv == 300
-    assert series.hand == 1
+    assert series.hand == -1
 
 
 def test_angles_have_the_sign_of_the_stage(shared_data):
@@ -171,12 +171,12 @@ def test_defocus_of_grids_with_other_nodes(tmp_path):
     assert series.phase_shift_deg == pytest.approx([90, 90, 90])
 
 
-def test_hand_of_minus_one_is_written_as_its_mirror_image(tmp_path):
+def test_the_hand_is_the_flag_and_changes_no_geometry(tmp_path):
     series = convert(read(tmp_path, document(attributes='LevelAngleX="2"')))
     back = convert(tilt_series_to_warp(replace(series, hand=-1)))
-    assert back.hand == 1
-    assert np.allclose(back.y_tilt_deg, -series.y_tilt_deg)
-    assert np.allclose(back.x_tilt_deg, -series.x_tilt_deg)
+    assert (series.hand, back.hand) == (1, -1)
+    assert np.allclose(back.y_tilt_deg, series.y_tilt_deg)
+    assert np.allclose(back.x_tilt_deg, series.x_tilt_deg)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import math
+
 import mrcfile
 import numpy as np
 import pytest
@@ -125,3 +127,15 @@ def test_device_follows_the_input(device):
     ]
     assert {mask.device.type for mask in calls} == {device}
     assert all(0 <= float(mask.min()) <= float(mask.max()) <= 1 for mask in calls)
+
+
+def test_ellipsoids_have_their_half_axes_and_balls_are_balls():
+    ball = masks.soft_ellipsoid_mask((33, 33, 33), (9.0, 9.0, 9.0), 4.0)
+    torch.testing.assert_close(ball, masks.soft_sphere_mask((33, 33, 33), 9.0, 4.0), atol=1e-5, rtol=0)
+    mask = masks.soft_ellipsoid_mask((41, 41, 41), (5.0, 9.0, 14.0), 0.0)
+    volume = 4 / 3 * math.pi * 5 * 9 * 14
+    assert float(mask.sum()) == pytest.approx(volume, rel=0.03)
+    extents = [int(mask.amax([i for i in range(3) if i != axis]).sum()) for axis in range(3)]
+    assert extents == [11, 19, 29]
+    with pytest.raises(UserError, match="three positive half axes"):
+        masks.soft_ellipsoid_mask((8, 8, 8), (1.0, 0.0, 1.0), 1.0)

@@ -129,7 +129,7 @@ def test_kernels_agree_with_the_reference(device, dtype, size, volume_size):
         **tolerance,
     )
     ours, reference = ((torch.zeros_like(volume), torch.zeros_like(volume.real)) for _ in range(2))
-    fourier_slice.insert(slices, weights, rotations, *ours)
+    fourier_slice.insert(slices[None], weights[None], rotations[None], *(one[None] for one in ours))
     fourier_slice.insert_reference(slices, weights, rotations, *reference)
     torch.testing.assert_close(ours[0], reference[0], **tolerance)
     torch.testing.assert_close(ours[1], reference[1], **tolerance)

@@ -52,6 +52,24 @@ def place_beads(count: int, seed: int, thickness: float = 1000.0) -> np.ndarray:
     return np.array(places)
 
 
+def bend_beads(beads: np.ndarray, truth: TiltSeries, view: int, size: float) -> np.ndarray:
+    """Beads at x, y rise by `size` times (x / 1500 Å)² times the share of the exposure that came before the view."""
+    share = truth.pre_exposure_e_per_a2[view] / truth.pre_exposure_e_per_a2.max()
+    return beads + np.array([0, 0, size]) * ((beads[:, :1] / 1500) ** 2).clip(max=2) * share
+
+
+def make_bent_series(size: float, seed: int = 0, count: int = 30) -> SmallSeries:
+    """A series whose specimen bends by `size` Å while it is exposed."""
+    scheme = make_scheme(seed)
+    beads, truth = place_beads(count, seed), scheme.truth
+    views = []
+    for view in range(len(truth)):
+        balls = np.column_stack([bend_beads(beads, truth, view, size), np.full(len(beads), BEAD / 2)])
+        specimen = BallSpecimen(balls, gold_free_paths(len(balls)), thickness_angstrom=1000.0)
+        views.append(draw_ball_series(specimen, truth.take([view]), seed=1000 * seed + view)[0])
+    return SmallSeries(scheme, np.stack(views), beads)
+
+
 def make_series(seed: int = 0, count: int = 14, blank: tuple[int, ...] = (), **errors) -> SmallSeries:
     scheme = make_scheme(seed, **errors)
     beads = place_beads(count, seed)

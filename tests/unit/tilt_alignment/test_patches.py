@@ -84,14 +84,15 @@ def test_errors_of_the_predictions_are_solved_for():
 def test_moved_views_are_measured(exact):
     views = [whiten_view(view) for view in exact.views]
     moved = exact.truth.shift_px.copy()
-    moved[[4, 9]] += [[1.5, -2.0], [-0.7, 1.2]]
+    moved[[4, 9]] += [[2.5, -3.0], [-1.7, 3.2]]
     level = replace(LEVELS[1], size=64)
     layer = lay_patches(exact.truth, views[0].shape, level, (0.0, 0.0), 50.0)
     found = measure_layer(views, replace(exact.truth, shift_px=moved), layer, 6.0, anchor=1e-5)
     # The specimen lies where the true geometry says, not where the changed one does.
     miss = found.tracks.places_px - project_points(exact.truth, layer.centres_px)
     typical = np.nanmedian(miss, axis=0)
-    assert np.abs(typical[[4, 9]]).max() < 0.35
+    # One patch is good to 1.5 pixels, the median of nine to 0.6.
+    assert np.abs(typical[[4, 9]]).max() < 0.8
     assert np.sqrt((typical**2).mean()) < 0.5
     assert found.scores.min() > 0.03
 
@@ -115,12 +116,12 @@ def test_thickness_is_found():
 
 def test_series_without_beads_is_aligned(series):
     result = align_by_patches(list(series.views), series.nominal_tilt_deg, series.axis_deg)
-    difference = compare_geometries(result.fit.geometry, series.truth, series.points_px)
+    difference = compare_geometries(result.geometry, series.truth, series.points_px)
     # Issue 3: 1 px of 5 Å is half a pixel here.
     assert np.hypot(*difference.rms_shift_px) < 0.5
     assert np.sqrt((difference.tilt_deg**2).mean()) < 0.2
     assert np.abs(difference.axis_deg).max() < 0.5
-    assert len(result.tracks_px) == len(result.fit.points_px) >= 5
+    assert len(result.tracks_px) == len(result.points_px) >= 5
     assert 0 < max(result.trials[0].held_out_px) < 2.0
 
 

@@ -24,6 +24,8 @@ from verglas.ops.backprojection import (
 )
 from verglas.ops.dose import critical_exposure, view_weights
 from verglas.ops.fft import fast_size, radial_frequency, rescale_images
+from verglas.ops.geometry import projection_matrices
+from verglas.ops.local_field import undo_field
 from verglas.shapes import Image, Values
 
 
@@ -123,7 +125,9 @@ def filter_prepared(
 def prepare_views(
     images: Iterable[Image], series: TiltSeries, voxel_size_angstrom: float, *, normalise: bool
 ) -> tuple[Image, Values]:
-    """Bring views to the sampling of the volume, with mean 0.
+    """Bring views to the sampling of the volume, with mean 0 and without their local field.
+
+    The field is undone for the specimen's middle plane.
 
     Parameters
     ----------
@@ -147,7 +151,7 @@ def prepare_views(
     result: Tensor | None = None
     deviations = torch.ones(len(series), dtype=torch.float64)
     for view, image in enumerate(images):
-        small = rescale_images(image.to(torch.float32), shape)
+        small = _undo_local(rescale_images(image.to(torch.float32), shape), series, view, voxel_size_angstrom)
         small = small - small.mean()
         if normalise:
             deviation = small.std().clamp(min=1e-12)
@@ -159,6 +163,31 @@ def prepare_views(
     if result is None:
         raise ValueError("`images` must hold at least one view")
     return result, deviations
+
+
+def _undo_local(image: Image, series: TiltSeries, view: int, voxel_size_angstrom: float) -> Image:
+    """Move what a view shows back by its local field, when it has one."""
+    field = series.local
+    if field is None:
+        return image
+    one = series.take([view])
+    matrix = projection_matrices(
+        x_tilt_deg=torch.tensor(one.x_tilt_deg),
+        y_tilt_deg=torch.tensor(one.y_tilt_deg),
+        z_rot_deg=torch.tensor(one.z_rot_deg),
+        x_shift_angstrom=torch.tensor(one.x_shift_angstrom),
+        y_shift_angstrom=torch.tensor(one.y_shift_angstrom),
+        magnification=torch.tensor(one.magnification),
+    )[0, :2]
+    back = torch.linalg.inv(matrix[:, :2])
+    return undo_field(
+        image,
+        torch.tensor(field.shifts_angstrom[view]),
+        field.low_angstrom,
+        field.high_angstrom,
+        torch.cat([back, -back @ matrix[:, 3:]], dim=1),
+        make_frames(series, voxel_size_angstrom).pixel_size_angstrom,
+    )
 
 
 class ViewWeigher:

@@ -85,11 +85,20 @@ def _resample(image: Tensor, forward: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def align_record(series: TiltSeries) -> TiltSeries:
-    """Return the record of the aligned images: no axis angle, no stretch, and IMOD's centre for a shift."""
+    """Return the record of the aligned images: no axis angle, no stretch, and IMOD's centre for a shift.
+
+    The aligned images still show the local field, which is turned with them.
+    """
     x, y = (_centre_offset(series) * series.pixel_size_angstrom).tolist()
     turned = series.defocus_angle_deg - series.z_rot_deg
+    local = series.local
+    if local is not None:
+        in_plane = in_plane_matrices(torch.tensor(series.z_rot_deg), torch.tensor(series.magnification))
+        back = torch.linalg.inv(in_plane.double()).numpy()
+        local = replace(local, shifts_angstrom=np.einsum("nij,nyxj->nyxi", back, local.shifts_angstrom))
     return replace(
         series,
+        local=local,
         z_rot_deg=np.zeros(len(series)),
         x_shift_angstrom=np.full(len(series), x),
         y_shift_angstrom=np.full(len(series), y),

@@ -6,24 +6,37 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from verglas.algo.tilt_alignment.bundle import VARIABLES, BundleFit, Freedom, fit_bundle
 from verglas.algo.tilt_alignment.centring import centre_beads, cut_patches, measure_profile
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
+from verglas.algo.tilt_alignment.local_alignment import FittedField, fit_local_field
 from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
 from verglas.algo.tilt_alignment.slab import Slab, fit_slab, level_specimen
 from verglas.algo.tilt_alignment.tracking import find_axis, track_beads
 from verglas.errors import UserError
+from verglas.ops.binning import bin_images, binned_centre_step
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.floating]
 
 LEAST_CORRELATION = 0.5
-"""A bead is measured where its fit correlates with the image at least this well."""
+"""A bead is measured where its fit correlates with the image at least this well ..."""
+
+LEAST_OF_TYPICAL = 0.6
+"""... or as this share of what beads of the same view do, when the view is so noisy that they all do worse ..."""
+
+LEAST_SIGNIFICANCE = 8.0
+"""... but never below this many standard deviations of the correlation with noise."""
 
 CLEARANCE = 1.1
 """Beads whose centres are nearer than this many diameters in a view are not measured in it."""
+
+FINEST_DIAMETER = 16.0
+"""Beads are measured on views averaged in blocks until they are hardly wider than so many pixels: finer pixels hold
+more noise, in which the correlation drowns, and take longer."""
 
 FEWEST_VIEWS = 5
 FEWEST_IN_VIEW = 3
@@ -49,13 +62,15 @@ class BeadAlignment:
     residuals_px
         `(beads, n, 2)` measured less expected.
     trials
-        Held-out residuals of the freedoms that were tried, the chosen one first.
+        Held-out residuals of the freedoms that were tried, the chosen one first; with the field when there is one.
     slab
         Where the beads lie before it was levelled; none for fewer than five beads.
     explained
         `(n,)` share of the beads found in each view that lie on a track; NaN where none was found.
     searched
         Whether the axis was searched over all directions.
+    field
+        Local shifts, where held-out beads call for them.
     """
 
     geometry: ViewGeometry
@@ -66,6 +81,7 @@ class BeadAlignment:
     slab: Slab | None
     explained: FloatArray
     searched: bool
+    field: FittedField | None = None
 
     @property
     def lost(self) -> npt.NDArray[np.bool_]:
@@ -88,6 +104,7 @@ def align_by_beads(
     variables: Sequence[str] = VARIABLES,
     *,
     search: bool = False,
+    local: bool = True,
 ) -> BeadAlignment:
     """Align views by dark beads that were found in them.
 
@@ -108,6 +125,8 @@ def align_by_beads(
         Which may be freed beside the shifts.
     search
         Search all directions at once; the rough angle then only tells the axis from its opposite.
+    local
+        Fit a local field too where held-out beads call for one.
 
     Raises
     ------
@@ -132,8 +151,18 @@ def align_by_beads(
     slab = fit_slab(fit.points_px)
     geometry, points = level_specimen(fit.geometry, fit.points_px, slab)
     explained = explain_detections(detections, geometry, points, diameter_px)
-    return BeadAlignment(
-        geometry, points, tracked.tracks_px, fit.residuals_px, tuple(trials), slab, explained, searched
+    tracks = tracked.tracks_px
+    done = BeadAlignment(geometry, points, tracks, fit.residuals_px, tuple(trials), slab, explained, searched)
+    bent = fit_local_field(tracks, geometry, points, tracked.start, trials[0].freedom) if local else None
+    if bent is None:
+        return done
+    return replace(
+        done,
+        geometry=bent.geometry,
+        points_px=bent.points_px,
+        residuals_px=bent.residuals_px,
+        trials=(bent.trial, *trials),
+        field=bent.field,
     )
 
 
@@ -155,11 +184,12 @@ def _follow(
 ) -> _Tracked | None:
     """Track and measure the beads; none when there are too few."""
     start = start_geometry(tilt, axis_deg, find_coarse_shifts(images, tilt, axis_deg))
+    blocks = average_views(images, diameter_px)
     tracks, geometry = track_beads(detections, start, diameter_px)
     for freedom in (Freedom(), Freedom(tilt=5, scale=5), Freedom(tilt=5, scale=5)):
         if len(tracks) < _FEWEST_BEADS:
             return None
-        tracks = measure_tracks(images, tracks, fit_bundle(tracks, geometry, freedom), diameter_px)
+        tracks = measure_tracks(blocks, tracks, fit_bundle(tracks, geometry, freedom), diameter_px)
         tracks = tracks[np.isfinite(tracks[..., 0]).sum(axis=1) >= _FEWEST_SEEN]
     tracks = drop_outliers(tracks, geometry) if len(tracks) else tracks
     if len(tracks) < _FEWEST_BEADS:
@@ -218,14 +248,48 @@ def drop_outliers(tracks_px: FloatArray, geometry: ViewGeometry) -> FloatArray:
     return np.asarray(tracks[keep])
 
 
-def measure_tracks(
-    images: Sequence[Image], tracks_px: FloatArray, fit: BundleFit, diameter_px: float
-) -> FloatArray:
-    """Centre all beads in all views by a fit of their mean profile, those that were not found before too.
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Views averaged in blocks.
 
     Parameters
     ----------
     images
+        n views `(y, x)`.
+    factor
+        Side of a block.
+    step_px
+        xy of the middle of an average from that of the view, pixels of the views.
+    """
+
+    images: Sequence[Image]
+    factor: int
+    step_px: FloatArray
+
+    def to_blocks(self, places_px: FloatArray) -> FloatArray:
+        """Turn places `(..., 2)` in the views into such in the averages."""
+        return np.asarray((places_px - self.step_px) / self.factor)
+
+    def from_blocks(self, places: FloatArray) -> FloatArray:
+        """Turn places `(..., 2)` in the averages into such in the views."""
+        return np.asarray(places * self.factor + self.step_px)
+
+
+def average_views(images: Sequence[Image], diameter_px: float) -> Blocks:
+    """Average views in blocks as far as beads of this diameter can still be measured."""
+    factor = max(1, int(diameter_px / FINEST_DIAMETER))
+    step = np.array([binned_centre_step(size, factor) for size in images[0].shape[::-1]])
+    if factor > 1:
+        images = [bin_images(torch.as_tensor(image), factor).numpy() for image in images]
+    return Blocks(images, factor, step)
+
+
+def measure_tracks(blocks: Blocks, tracks_px: FloatArray, fit: BundleFit, diameter_px: float) -> FloatArray:
+    """Centre all beads in all views by a fit of their mean profile, those that were not found before too.
+
+    Parameters
+    ----------
+    blocks
         n views.
     tracks_px
         `(beads, n, 2)`; NaN where a bead was not found.
@@ -242,8 +306,9 @@ def measure_tracks(
     expected = project_points(fit.geometry, fit.points_px)
     limit = max(diameter_px / 4, 5 * fit.sigma_px)
     known = np.isfinite(tracks_px[..., 0]) & (np.linalg.norm(fit.residuals_px, axis=-1) < limit)
-    rough = np.where(known[..., None], tracks_px, expected)
-    reach = int(np.ceil(0.95 * diameter_px))
+    rough, images = blocks.to_blocks(np.where(known[..., None], tracks_px, expected)), blocks.images
+    diameter, expected, limit = diameter_px / blocks.factor, blocks.to_blocks(expected), limit / blocks.factor
+    reach = int(np.ceil(0.95 * diameter))
     patches = [
         cut_patches(images[v], rough[known[:, v], v], reach) for v in range(len(images)) if known[:, v].any()
     ]
@@ -251,12 +316,20 @@ def measure_tracks(
     measured = np.full_like(rough, np.nan)
     for view, image in enumerate(images):
         rows = np.flatnonzero(np.isfinite(rough[:, view]).all(axis=1))
-        rows = rows[_stand_clear(rough[rows, view], CLEARANCE * diameter_px)]
+        rows = rows[_stand_clear(rough[rows, view], CLEARANCE * diameter)]
         places, scores = centre_beads(image, rough[rows, view], profile, reach)
         near = np.linalg.norm(places - expected[rows, view], axis=1) < limit
-        good = (scores >= LEAST_CORRELATION) & near
+        good = (scores >= _least_correlation(scores[known[rows, view]], reach)) & near
         measured[rows[good], view] = places[good]
-    return measured
+    return blocks.from_blocks(measured)
+
+
+def _least_correlation(scores: FloatArray, reach: int) -> float:
+    """Least correlation of a bead in a view in which beads that were found before have these."""
+    seen = scores[scores > 0]
+    typical = float(np.median(seen)) if len(seen) else 1.0
+    significant = LEAST_SIGNIFICANCE / np.sqrt(np.pi * reach**2)
+    return float(min(LEAST_CORRELATION, max(LEAST_OF_TYPICAL * typical, significant)))
 
 
 def _stand_clear(places: FloatArray, distance: float) -> npt.NDArray[np.bool_]:

@@ -310,6 +310,12 @@ def _weigh(residuals: FloatArray, seen: npt.NDArray[np.bool_], sigma: float) -> 
     return np.asarray(np.where(seen, 1.0 / (1.0 + square), 0.0))
 
 
+def weigh_residuals(residuals: FloatArray, seen: npt.NDArray[np.bool_]) -> tuple[FloatArray, float]:
+    """`(beads, n)` Cauchy's weights of residuals `(beads, n, 2)`, and their robust standard deviation."""
+    sigma = _robust_sigma(residuals, seen)
+    return _weigh(residuals, seen, sigma), sigma
+
+
 def _lose(residuals: FloatArray, seen: npt.NDArray[np.bool_], sigma: float) -> float:
     """Cauchy's loss."""
     square = (residuals[seen] ** 2).sum(axis=-1) / (_TUNING * sigma) ** 2

@@ -9,8 +9,9 @@ import torch
 
 from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
+from verglas.algo.tilt_alignment.common_lines import CERTAIN, AxisSearch, find_axis_by_lines
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
-from verglas.algo.tilt_alignment.patch_fit import fit_patches, refine_patches
+from verglas.algo.tilt_alignment.patch_fit import FREEDOMS, fit_patches, refine_patches
 from verglas.algo.tilt_alignment.patches import (
     Displacements,
     Layer,
@@ -19,9 +20,11 @@ from verglas.algo.tilt_alignment.patches import (
     plane_matrices,
     whiten_view,
 )
+from verglas.algo.tilt_alignment.projection_matching import match_projections
 from verglas.algo.tilt_alignment.selection import Trial
+from verglas.algo.tilt_alignment.slab import Slab, level_specimen
 from verglas.errors import UserError
-from verglas.ops.binning import bin_images
+from verglas.ops.binning import bin_images, binned_centre_step
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.floating]
@@ -65,12 +68,18 @@ class Level:
 
 LEVELS = (
     Level(128, 64, 0.6, 10.0, 6, Freedom(axis=1), 1e-3, True),
-    Level(256, 64, 0.6, 6.0, 8, Freedom(axis=1, scale=5), 3e-4, True),
-    Level(512, 96, 0.6, 5.0, 6, Freedom(axis=1, scale=5), 1e-4, False),
+    Level(256, 64, 0.6, 6.0, 6, Freedom(axis=1, scale=5), 3e-4, False),
+    Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
 )
 
+_AXIS_REACH_DEG = 10.0
 _CONVERGED_PX = 0.1
-_LAST_ROUNDS = 2
+_WORTH_FINER = 0.3
+_ROOMY = 1.15  # what lies beyond the slab harms more than room in it
+_BOLD, _STEEPEST = 1.7, 0.3
+_LAST_ROUNDS = 1
+_FEWEST_IN_VIEW = 3
+_SHARE_NOTHING_PX = 2.0
 _LARGEST = 2.0
 _THICKNESSES = 0.7
 _MARGIN = 0.4
@@ -83,30 +92,68 @@ class PatchAlignment:
 
     Parameters
     ----------
-    fit
-        Geometry of the views, places and residuals of the patches.
+    geometry
+        Of the views, in a frame in which the slab is level and the specimen's centre in its middle.
+    points_px
+        `(patches, 3)` xyz of the patches' middles in this frame.
     tracks_px
         `(patches, n, 2)` xy from the image's centre; NaN where a patch was not measured.
+    residuals_px
+        `(patches, n, 2)` of each place from where the fit and the rest of its track say.
     trials
         Held-out residuals of the freedoms that were tried, the chosen one first.
+    slab
+        Where the patches lay before it was levelled, as thick as explains best what the views share.
     size_px
         Side of a patch.
-    thickness_px
-        Of the slab that explains best what the views share.
+    factor
+        Pixels of the views a pixel of the finest sampling.
     scores
         `(patches, n)` correlation of each patch with what the other views predict.
+    axis_search
+        What common lines say of the axis; none when the rough one was taken.
+    gain
+        By what fraction the views agreed better with projections of the others once they had been matched with
+        them; not above zero when they were left where the patches say.
     """
 
-    fit: BundleFit
+    geometry: ViewGeometry
+    points_px: FloatArray
     tracks_px: FloatArray
+    residuals_px: FloatArray
     trials: tuple[Trial, ...]
+    slab: Slab
     size_px: float
-    thickness_px: float
+    factor: int
     scores: FloatArray
+    axis_search: AxisSearch | None = None
+    gain: float = 0.0
+
+    @property
+    def lost(self) -> npt.NDArray[np.bool_]:
+        """`(n,)` views in which so few patches were measured that nothing is known of them."""
+        return np.asarray(np.isfinite(self.tracks_px[..., 0]).sum(axis=0) < _FEWEST_IN_VIEW)
+
+    @property
+    def rms_px(self) -> tuple[float, float]:
+        """Root mean square of the residuals in x and y."""
+        x, y = np.sqrt(np.nanmean(self.residuals_px**2, axis=(0, 1)))
+        return float(x), float(y)
 
 
-def align_by_patches(images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg: float) -> PatchAlignment:
+def align_by_patches(
+    images: Sequence[Image],
+    tilt_deg: npt.ArrayLike,
+    axis_deg: float | None,
+    *,
+    search: bool = False,
+    rigid: bool = False,
+) -> PatchAlignment:
     """Align views by what they show.
+
+    Common lines tell the axis to some five degrees. What they say is taken when nothing else is known, and when they
+    are certain that the rough one is more than ten degrees off: nearer than that the patches find it themselves. Of
+    two opposite directions that nearer to the rough one is taken.
 
     Parameters
     ----------
@@ -115,22 +162,44 @@ def align_by_patches(images: Sequence[Image], tilt_deg: npt.ArrayLike, axis_deg:
     tilt_deg
         `(n,)` stage angles.
     axis_deg
-        Angle of the tilt axis in the image, to a few degrees.
+        Rough angle of the tilt axis in the image; none when unknown.
+    search
+        Take what common lines say in any case.
+    rigid
+        Keep the magnification of the views.
 
     Raises
     ------
     UserError
-        When there are fewer than five views.
+        When there are fewer than five views, or the views share too little.
     """
     tilt = np.asarray(tilt_deg, dtype=float)
     if len(tilt) < FEWEST_VIEWS:
         raise UserError(f"an alignment by patches needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
-    shifts = find_coarse_shifts(images, tilt, axis_deg)
-    return refine_by_patches(images, start_geometry(tilt, axis_deg, shifts))
+    found = find_axis_by_lines(images, tilt, find_coarse_shifts(images, tilt, axis_deg))
+    known = 0.0 if axis_deg is None else axis_deg
+    nearer = found.axis_deg + 180 * round((known - found.axis_deg) / 180)
+    elsewhere = abs(nearer - known) > _AXIS_REACH_DEG and found.certainty >= CERTAIN
+    asked = search or axis_deg is None or elsewhere
+    axis = nearer if asked else known
+    shifts = find_coarse_shifts(images, tilt, axis)
+    result = refine_by_patches(images, start_geometry(tilt, axis, shifts), rigid=rigid)
+    miss = float(np.hypot(*result.trials[0].held_out_px)) / result.factor
+    if miss > _SHARE_NOTHING_PX:
+        raise UserError(
+            "neighbouring views do not show the same: held-out patches lie "
+            f"{miss * result.factor:.1f} pixels from where the others say; expected a specimen with structure"
+        )
+    matched = match_projections(images, result.geometry, _ROOMY * result.slab.thickness_px)
+    return replace(result, geometry=matched.geometry, axis_search=found if asked else None, gain=matched.gain)
 
 
 def refine_by_patches(
-    images: Sequence[Image], geometry: ViewGeometry, levels: Sequence[Level] = LEVELS
+    images: Sequence[Image],
+    geometry: ViewGeometry,
+    levels: Sequence[Level] = LEVELS,
+    *,
+    rigid: bool = False,
 ) -> PatchAlignment:
     """Align by patches from a geometry that is roughly known.
 
@@ -142,7 +211,10 @@ def refine_by_patches(
         With shifts that err by less than a tenth of the field, and the tilts of the stage.
     levels
         From coarse to fine.
+    rigid
+        Keep the magnification of the views.
     """
+    freedoms = tuple(dict.fromkeys(replace(f, scale=0) if rigid else f for f in FREEDOMS))
     state = _State(geometry, (0.0, 0.0), 0.0)
     for level in levels:
         factor = max(1, round(max(images[0].shape) / level.side))
@@ -155,18 +227,20 @@ def refine_by_patches(
         if level.finds_thickness:
             state = search.find_thickness(state)
         for _ in range(level.rounds):
-            found, fit = search.measure(state, level.freedom)
+            found, fit = search.measure(state, replace(level.freedom, scale=0) if rigid else level.freedom)
             moved = measure_change(fit, state.geometry)
-            state = replace(state, geometry=fit.geometry, slope=fit_slope(fit))
+            state = state.follow(fit)
             if moved < _CONVERGED_PX:
                 break
         state = state.resize(factor)
+        if found.highest < _WORTH_FINER or factor == 1:
+            break
     state = state.resize(1 / factor)
-    fit, trials = refine_patches(found.tracks, state.geometry, search.nominal)
+    fit, trials = refine_patches(found.tracks, state.geometry, search.nominal, freedoms)
     for _ in range(_LAST_ROUNDS):
-        state = replace(state, geometry=fit.geometry, slope=fit_slope(fit))
+        state = state.follow(fit)
         found, fit = search.measure(state, trials[0].freedom)
-    return _enlarge(fit, found, trials, search.lay(state), factor)
+    return _conclude(fit, found, trials, search.lay(state), factor, images[0].shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +250,17 @@ class _State:
     geometry: ViewGeometry
     slope: tuple[float, float]
     thickness_px: float
+
+    def follow(self, fit: BundleFit) -> "_State":
+        # Patches are drawn to the plane and the axis with which they were measured, so both go beyond what they say.
+        x, y = (
+            float(np.clip(old + _BOLD * (new - old), -_STEEPEST, _STEEPEST))
+            for old, new in zip(self.slope, fit_slope(fit)[0], strict=True)
+        )
+        turn = (_BOLD - 1) * (fit.geometry.axis_deg - self.geometry.axis_deg)
+        return replace(
+            self, geometry=replace(fit.geometry, axis_deg=fit.geometry.axis_deg + turn), slope=(x, y)
+        )
 
     def resize(self, factor: float) -> "_State":
         return _State(_resize(self.geometry, factor), self.slope, self.thickness_px * factor)
@@ -194,7 +279,9 @@ class _Search:
         side = min(self.views[0].shape)
         size = max(self.level.size, min(_LARGEST * self.level.size, _THICKNESSES * state.thickness_px))
         level = replace(self.level, size=2 * round(min(size, side / 2) / 2))
-        return lay_patches(state.geometry, self.views[0].shape, level, state.slope, state.thickness_px)
+        return lay_patches(
+            state.geometry, self.views[0].shape, level, state.slope, _ROOMY * state.thickness_px
+        )
 
     def find_thickness(self, state: _State) -> _State:
         return replace(state, thickness_px=choose_thickness(self.views, state.geometry, self.lay(state)))
@@ -205,25 +292,32 @@ class _Search:
         return found, fit_patches(found.tracks, state.geometry, freedom, self.nominal)
 
 
-def _enlarge(
+def _conclude(
     fit: BundleFit,
     found: Displacements,
     trials: Sequence[Trial],
     layer: Layer,
     factor: int,
+    shape: tuple[int, ...],
 ) -> PatchAlignment:
-    """In pixels of the views, from those of the level."""
-    whole = replace(
-        fit,
-        geometry=_resize(fit.geometry, factor),
-        points_px=fit.points_px * factor,
-        residuals_px=fit.residuals_px * factor,
-        sigma_px=fit.sigma_px * factor,
-    )
-    larger = tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials)
-    places = found.tracks.places_px * factor
+    """Level the slab, and turn pixels of the finest sampling into those of the views."""
+    (slope_x, slope_y), error = fit_slope(fit)
+    slab = Slab(slope_x, slope_y, 0.0, layer.thickness_px / _ROOMY * factor, error, 1)
+    # Block averages have their centre elsewhere than the views.
+    step = np.array([binned_centre_step(size, factor) for size in shape[::-1]])
+    larger = _resize(fit.geometry, factor)
+    larger = replace(larger, shift_px=larger.shift_px + step)
+    geometry, points = level_specimen(larger, fit.points_px * factor, slab)
     return PatchAlignment(
-        whole, places, larger, layer.size * factor, layer.thickness_px * factor, found.scores
+        geometry,
+        points,
+        found.tracks.places_px * factor + step,
+        fit.residuals_px * factor,
+        tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials),
+        slab,
+        layer.size * factor,
+        factor,
+        found.scores,
     )
 
 
@@ -253,20 +347,19 @@ def lay_patches(
     return Layer(np.column_stack([xy, xy @ np.array(slope)]), slope, level.size, thickness_px)
 
 
-def fit_slope(fit: BundleFit) -> tuple[float, float]:
-    """Rise along x and y of the plane through the patches, by weights that outliers do not move."""
+def fit_slope(fit: BundleFit) -> tuple[tuple[float, float], float]:
+    """Rise along x and y of the plane through the patches, robustly, and the error of the steeper one in degrees."""
     points = fit.points_px[np.isfinite(fit.points_px).all(axis=1)]
-    if len(points) < 4:
-        return 0.0, 0.0
     design = np.column_stack([points[:, :2], np.ones(len(points))])
     weights = np.ones(len(points))
     for _ in range(10):
         found = np.linalg.lstsq(design * weights[:, None], points[:, 2] * weights, rcond=None)[0]
         miss = points[:, 2] - design @ found
-        spread = 1.4826 * np.median(np.abs(miss)) + 1e-6
+        spread = 1.4826 * float(np.median(np.abs(miss))) + 1e-6
         weights = 1 / np.sqrt(1 + (miss / (3 * spread)) ** 2)
-    x, y = np.clip(found[:2], -0.3, 0.3)
-    return float(x), float(y)
+    errors = spread * np.sqrt(np.diag(np.linalg.pinv(design.T @ design))[:2])
+    x, y = np.clip(found[:2], -_STEEPEST, _STEEPEST)
+    return (float(x), float(y)), float(np.rad2deg(errors.max()))
 
 
 def _resize(geometry: ViewGeometry, factor: float) -> ViewGeometry:

@@ -101,15 +101,14 @@ def place_patches(tracks: PatchTracks, geometry: ViewGeometry) -> FloatArray:
     normal = np.swapaxes(design, 1, 2) @ design
     normal += 1e-6 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(3) + 1e-12 * np.eye(3)
     # A track says little of its own middle: that is taken from its places.
-    solved = np.linalg.solve(normal, np.swapaxes(design, 1, 2) @ (tracks.roots @ offsets))[..., 0]
-    return solved.astype(np.float64)
+    solved = np.linalg.solve(normal, np.swapaxes(design, 1, 2) @ (tracks.roots @ offsets))
+    return np.asarray(solved[..., 0], dtype=float)
 
 
 def measure_misfit(tracks: PatchTracks, geometry: ViewGeometry, points: FloatArray) -> FloatArray:
     """`(b, 2 n)` residuals in units of their standard deviations, up to the factor that all share."""
     residuals = np.nan_to_num(tracks.places_px - project_points(geometry, points))
-    misfit: FloatArray = np.einsum("bij,bj->bi", tracks.roots, residuals.reshape(len(points), -1))
-    return misfit
+    return np.asarray(np.einsum("bij,bj->bi", tracks.roots, residuals.reshape(len(points), -1)))
 
 
 def local_residuals(tracks: PatchTracks, geometry: ViewGeometry, points: FloatArray) -> FloatArray:
@@ -165,8 +164,7 @@ def refine_patches(
 
 def _count(tracks: PatchTracks) -> FloatArray:
     """`(b,)` numbers measured, less those that a patch's own place takes up."""
-    count: FloatArray = np.maximum(2.0 * np.isfinite(tracks.places_px[..., 0]).sum(axis=1) - 3, 1.0)
-    return count
+    return np.asarray(np.maximum(2.0 * np.isfinite(tracks.places_px[..., 0]).sum(axis=1) - 3, 1.0))
 
 
 def _weigh(misfit: FloatArray, tracks: PatchTracks) -> tuple[FloatArray, float]:
@@ -184,7 +182,7 @@ def _solve(
     free: tuple[list[int], FloatArray],
     nominal: ViewGeometry,
 ) -> tuple[FloatArray, FloatArray]:
-    """Solve for the changes `(n, 8)` of the views and `(b, 3)` of the patches, which are eliminated first."""
+    """Find changes `(n, 8)` of the views and `(b, 3)` of the patches; the patches are eliminated first (Schur)."""
     (columns, basis), count = free, len(geometry)
     by_view, by_point = differentiate_views(geometry, points)
     by_view, width = by_view[..., columns], len(columns)

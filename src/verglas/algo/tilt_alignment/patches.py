@@ -18,6 +18,7 @@ from verglas.algo.tilt_alignment.prediction import (
     plane_frequencies,
     predict_views,
 )
+from verglas.errors import UserError
 from verglas.ops.interpolation import affine_transform_images
 
 FloatArray = npt.NDArray[np.float64]
@@ -29,6 +30,7 @@ LEAST_COVERED = 0.6
 _RINGS = 24
 _HIGHEST = 0.42
 _LOWEST_PERIODS = 1.5
+_LEAST_SHARE = 0.02
 _FEWEST_COMPARED = 8
 _THINNEST_THICKEST = (0.06, 2.0)
 
@@ -67,11 +69,14 @@ class Displacements:
         `(b, n, 2)` how far each lies from where the others say, before their own errors are taken into account.
     scores
         `(b, n)` correlation with what was predicted.
+    highest
+        Frequency, cycles a pixel, beyond which neighbouring views share nothing.
     """
 
     tracks: PatchTracks
     steps_px: FloatArray
     scores: FloatArray
+    highest: float
 
 
 def whiten_view(image: Image) -> npt.NDArray[np.float32]:
@@ -173,6 +178,11 @@ def measure_layer(
     anchor
         What is known of the middle of a track, beside what is known of a view by the others: little when the
         geometry is good.
+
+    Raises
+    ------
+    UserError
+        When neighbouring views have nothing in common.
     """
     patches, covered = cut_layer(views, geometry, layer)
     good = covered >= LEAST_COVERED
@@ -180,8 +190,12 @@ def measure_layer(
     plane, tau = plane_matrices(geometry, layer.slope)
     smear = torch.from_numpy(tau * layer.thickness_px).float()
     rings = image_frequencies(plane, layer.size)
-    share = spread_share(estimate_share(transforms, smear, rings), rings, layer.size)
-    predictor = make_predictor(smear, share, layer.size)
+    shares = estimate_share(transforms, smear, rings)
+    if not (shares > 0).any():
+        raise UserError(
+            "neighbouring views do not show the same at any frequency; expected a specimen with structure"
+        )
+    predictor = make_predictor(smear, spread_share(shares, rings, layer.size), layer.size)
     predicted = predict_views(transforms, predictor)
     scores = torch.fft.irfft2((transforms * predicted.conj()).contiguous(), s=(layer.size,) * 2)
     steps, heights = find_displacements(scores, reach_px)
@@ -196,7 +210,8 @@ def measure_layer(
     count = len(plane)
     roots = np.einsum("bavi,vij->bavj", roots.reshape(*roots.shape[:2], count, 2), inverse)
     tracks = PatchTracks(places, roots.reshape(len(roots), 2 * count, 2 * count))
-    return Displacements(tracks, np.einsum("vij,bvj->bvi", plane, found), quality)
+    highest = 0.5 * float((shares > 0).any(axis=0).mean())
+    return Displacements(tracks, np.einsum("vij,bvj->bvi", plane, found), quality, highest)
 
 
 def choose_thickness(views: Sequence[npt.NDArray[np.float32]], geometry: ViewGeometry, layer: Layer) -> float:
@@ -237,9 +252,8 @@ def _total_power(transforms: Tensor) -> Tensor:
 def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
     """`(n, size, size // 2 + 1)` length in the image of each frequency of the plane, cycles a pixel."""
     inverse = np.linalg.inv(plane)
-    turned = np.einsum("yxi,nij->nyxj", plane_frequencies(size).numpy(), inverse)
-    lengths: FloatArray = np.linalg.norm(turned, axis=-1)
-    return lengths
+    places = np.einsum("yxi,nij->nyxj", plane_frequencies(size).numpy(), inverse)
+    return np.asarray(np.linalg.norm(places, axis=-1))
 
 
 def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: int = 16) -> FloatArray:
@@ -278,14 +292,16 @@ def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: 
         for values in (cross, own)
     )
     share = top.sum(axis=0) / np.maximum(bottom.sum(axis=0), 1e-12)
-    share = np.clip(np.convolve(np.pad(share, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"), 0.01, 0.95)
+    share = np.clip(np.convolve(np.pad(share, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid"), 0.0, 0.95)
+    # Beyond the first ring in which nothing is shared there is noise, which must not be followed.
+    lacking = (share < _LEAST_SHARE) & (np.arange(count) >= share.argmax())
+    share[np.logical_or.accumulate(lacking)] = 0.0
     # A pair shares the geometric mean of what is signal in its two views.
     strength = (top * share).sum(axis=1) / np.maximum((bottom * share**2).sum(axis=1), 1e-12)
     padded = np.pad(np.log(np.clip(strength, 0.1, 2.0)), 1, mode="edge")
     views = np.empty(len(order))
     views[order.numpy()] = np.exp((padded[1:] + padded[:-1]) / 2)
-    clipped: FloatArray = np.clip(views[:, None] * share, 0.005, 0.95)
-    return clipped
+    return np.asarray(np.clip(views[:, None] * share, 0.0, 0.95))
 
 
 def spread_share(share: FloatArray, rings: FloatArray, size: int) -> Tensor:

@@ -64,11 +64,15 @@ def make_predictor(smear: Tensor, share: Tensor, size: int) -> Predictor:
     covariance = coherence * amplitude[..., :, None] * amplitude[..., None, :]
     total = covariance.clone()
     total.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-    return Predictor(torch.linalg.inv(total), covariance, 2 * torch.pi * frequency)
+    # Most frequencies hold nothing that is shared.
+    used = (share > 0).any(dim=0)
+    precision = torch.eye(len(smear)).repeat(*used.shape, 1, 1)
+    precision[used] = torch.linalg.inv(total[used])
+    return Predictor(precision, covariance, 2 * torch.pi * frequency)
 
 
 def predict_views(patches_rfft: Tensor, predictor: Predictor) -> Tensor:
-    """Tell what each view should be by the others, times how surely that is known.
+    """Say what each view should be by the others, times how surely that is known.
 
     Parameters
     ----------

@@ -60,25 +60,27 @@ def insert(slices: Tensor, weights: Tensor, rotations: Rotations, sums: Tensor, 
     Parameters
     ----------
     slices
-        `(s, n, n // 2 + 1)` complex.
+        `(p, s, n, n // 2 + 1)` complex: s slices for each of p volumes.
     weights
-        `(s, n, n // 2 + 1)` real.
+        `(p, s, n, n // 2 + 1)` real.
     rotations
-        `(s, 3, 3)` reference to specimen.
+        `(p, s, 3, 3)` reference to specimen.
     sums, totals
-        `(N, N, N // 2 + 1)` complex and real, contiguous.
+        `(p, N, N, N // 2 + 1)` complex and real, contiguous.
     """
     slices, weights = slices.detach().resolve_conj().contiguous(), weights.detach().contiguous()
     rotations = rotations.detach().contiguous()
     if sums.device.type == "cpu":
-        matrices = rotations.double().numpy()
-        _insert_numba(
-            slices.numpy(), weights.numpy(), matrices, sums.numpy(), totals.numpy(), numba.get_num_threads()
-        )
-    elif _triton is not None and sums.dtype == torch.complex64:
-        _triton.insert(slices, weights, rotations.float(), sums, totals)
-    else:
-        insert_reference(slices, weights, rotations, sums, totals)
+        arrays = (slices.numpy(), weights.numpy(), rotations.double().numpy())
+        threads = numba.get_num_threads()
+        parts = threads if len(sums) < threads else 1
+        _insert_numba(*arrays, torch.view_as_real(sums).numpy(), totals.numpy(), parts)
+        return
+    for one in zip(slices, weights, rotations, sums, totals, strict=True):
+        if _triton is not None and sums.dtype == torch.complex64:
+            _triton.insert(one[0], one[1], one[2].float(), one[3], one[4])
+        else:
+            insert_reference(*one)
 
 
 def extract_reference(volume: Tensor, rotations: Rotations, image_size: int) -> Tensor:
@@ -171,40 +173,53 @@ def _extract_numba(volume, rotations, slices):
 @numba.njit(cache=True, parallel=True)
 @no_type_check
 def _insert_numba(slices, weights, rotations, sums, totals, parts):
-    # Every part owns the sections z = part (mod parts) and walks over all pixels: no two threads meet, and a
-    # voxel's terms are added in the same order however many threads there are.
-    size, half = slices.shape[1], slices.shape[2]
-    volume_size = sums.shape[0]
+    # Of each volume every part owns the sections z = part (mod parts) and walks over all pixels: no two threads meet,
+    # and a voxel's terms are added in the same order however many threads there are.
+    volumes, count, size, half = slices.shape
+    volume_size = sums.shape[1]
     scale = volume_size / size
-    for part in numba.prange(parts):
-        for row in range(slices.shape[0] * size):
-            s, j = row // size, row % size
-            ky = j if 2 * j < size else j - size
-            for kx in range(half):
-                x, y, z = _place(rotations[s], kx, ky, scale)
-                if 4 * (kx * kx + ky * ky) >= size * size or 4 * (x * x + y * y + z * z) >= volume_size**2:
-                    continue
-                mirrored = x < 0
-                if mirrored:
-                    x, y, z = -x, -y, -z
-                z0 = int(np.floor(z))
-                below, above = z0 % volume_size, (z0 + 1) % volume_size
-                if below % parts != part and above % parts != part:
-                    continue
-                x0, y0 = int(np.floor(x)), int(np.floor(y))
-                fx, fy, fz = x - x0, y - y0, z - z0
-                count = 0.5 if kx == 0 else 1.0
-                value = slices[s, j, kx].conjugate() if mirrored else slices[s, j, kx]
-                weight = weights[s, j, kx]
-                for dz in range(2):
-                    zi = above if dz else below
-                    if zi % parts != part:
+    for unit in numba.prange(volumes * parts):
+        volume, part = unit // parts, unit % parts
+        for s in range(count):
+            matrix = rotations[volume, s]
+            ax, ay, az = matrix[0, 0] * scale, matrix[0, 1] * scale, matrix[0, 2] * scale
+            bx, by, bz = matrix[1, 0] * scale, matrix[1, 1] * scale, matrix[1, 2] * scale
+            for j in range(size):
+                ky = j if 2 * j < size else j - size
+                for kx in range(half):
+                    if 4 * (kx * kx + ky * ky) >= size * size:
+                        break
+                    x, y, z = ax * kx + bx * ky, ay * kx + by * ky, az * kx + bz * ky
+                    if 4 * (x * x + y * y + z * z) >= volume_size * volume_size:
                         continue
-                    wz = count * (fz if dz else 1.0 - fz)
-                    for dy in range(2):
-                        yi = (y0 + dy) % volume_size
-                        w = wz * (fy if dy else 1.0 - fy)
-                        sums[zi, yi, x0] += w * (1.0 - fx) * value
-                        sums[zi, yi, x0 + 1] += w * fx * value
-                        totals[zi, yi, x0] += w * (1.0 - fx) * weight
-                        totals[zi, yi, x0 + 1] += w * fx * weight
+                    mirrored = x < 0
+                    if mirrored:
+                        x, y, z = -x, -y, -z
+                    x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
+                    fx, fy, fz = x - x0, y - y0, z - z0
+                    y1, z1 = y0 + 1, z0 + 1
+                    # A modulus would take longer than all the rest.
+                    y0 += volume_size if y0 < 0 else 0
+                    y1 += volume_size if y1 < 0 else 0
+                    z0 += volume_size if z0 < 0 else 0
+                    z1 += volume_size if z1 < 0 else 0
+                    value = slices[volume, s, j, kx]
+                    real = value.real
+                    imag = -value.imag if mirrored else value.imag
+                    weight = weights[volume, s, j, kx]
+                    share = 0.5 if kx == 0 else 1.0
+                    for dz in range(2):
+                        zi = z1 if dz else z0
+                        if parts > 1 and zi % parts != part:
+                            continue
+                        wz = share * (fz if dz else 1.0 - fz)
+                        for dy in range(2):
+                            yi = y1 if dy else y0
+                            w = wz * (fy if dy else 1.0 - fy)
+                            near, far = w * (1.0 - fx), w * fx
+                            sums[volume, zi, yi, x0, 0] += near * real
+                            sums[volume, zi, yi, x0, 1] += near * imag
+                            sums[volume, zi, yi, x0 + 1, 0] += far * real
+                            sums[volume, zi, yi, x0 + 1, 1] += far * imag
+                            totals[volume, zi, yi, x0] += near * weight
+                            totals[volume, zi, yi, x0 + 1] += far * weight

@@ -73,7 +73,7 @@ def sample_affine_reference(
     results = []
     for item, affine in enumerate(inverse):
         volume = volumes[item if len(volumes) > 1 else 0]
-        parts = [_read(volume, places, cubic, fill) for places in _places(affine, out_shape)]
+        parts = [read_places(volume, places, cubic, fill) for places in _places(affine, out_shape)]
         results.append(torch.cat(parts).reshape(out_shape))
     return torch.stack(results) if results else volumes.new_empty(0, *out_shape)
 
@@ -129,7 +129,8 @@ def _places(affine: Tensor, out_shape: tuple[int, int, int]) -> Iterator[Tensor]
         yield (part[:, None, None] + plane).reshape(-1, 3)
 
 
-def _read(volume: Tensor, places: Tensor, cubic: bool, fill: float) -> Tensor:
+def read_places(volume: Tensor, places: Tensor, cubic: bool, fill: float) -> Tensor:
+    """Read samples, or spline coefficients when `cubic`, `(z, y, x)` at `(m, 3)` places zyx, in plain torch."""
     low = places.detach().floor()
     indices, weights = [], []
     for axis, size in enumerate(volume.shape):

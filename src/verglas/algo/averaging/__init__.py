@@ -1,0 +1,1 @@
+"""Particles of tilt series: cut from the views, averaged, and aligned to references."""

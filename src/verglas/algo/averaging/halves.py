@@ -1,0 +1,222 @@
+"""From the sums of two half sets to maps: their correlation, and the filter that follows from it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from verglas.ops.fsc import (
+    cone_axes,
+    conical_fsc,
+    count_shell_pixels,
+    fourier_shell_correlation,
+    information_threshold,
+    phase_randomised_fsc,
+    resolution_at,
+)
+from verglas.ops.projection import PaddedRfft, PaddedWeights, reconstruct_from_slices
+from verglas.ops.statistics import fourier_shells
+from verglas.shapes import Values
+
+_LEAST_SHARE = 0.2
+_CUT_FALL = 0.005
+_RANDOMISED_FROM = 0.8
+_SMOOTHING_VOXELS = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class HalfSums:
+    """What `sum_particles` made of a half set: `(N, N, N // 2 + 1)` sum and weight with complete planes."""
+
+    sums: PaddedRfft
+    weights: PaddedWeights
+
+    def __add__(self, other: "HalfSums") -> "HalfSums":
+        """Both together."""
+        return HalfSums(self.sums + other.sums, self.weights + other.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Correlations of two half maps, shell by shell.
+
+    Parameters
+    ----------
+    frequency
+        `(s,)` 1/Å.
+    unmasked, masked, randomised, corrected
+        `(s,)` without mask, with it, with it and random phases, and the masked one corrected by that.
+    cones
+        `(37, s)` masked, in double cones.
+    one_bit, half_bit
+        `(s,)` thresholds of information.
+    """
+
+    frequency: Values
+    unmasked: Values
+    masked: Values
+    randomised: Values
+    corrected: Values
+    cones: Float[Tensor, "cones s"]
+    one_bit: Values
+    half_bit: Values
+
+    def resolution(self, threshold: float = 0.143) -> float:
+        """Where the corrected curve falls below a threshold, Å; infinite when it begins there."""
+        return float(resolution_at(self.frequency, self.corrected, threshold))
+
+
+def reconstruct_half(half: HalfSums, box: int) -> Float[Tensor, "z y x"]:
+    """Divide a half set's sum by its weight, barely sampled voxels weighed as a fifth of their shell's mean.
+
+    That is the thresholded sampling function of emClarity (equation 20 of its tutorial), but shell by shell, for with
+    noise and damage in the weights these fall with frequency.
+
+    Parameters
+    ----------
+    half
+        Sum and weight.
+    box
+        Side n of the map.
+    """
+    return reconstruct_from_slices(half.sums, _threshold(half.weights), box, floor=0.0)
+
+
+def _threshold(weights: PaddedWeights) -> PaddedWeights:
+    """Raise what is small beside its shell."""
+    shell = fourier_shells((weights.shape[0],) * 3, weights.device)
+    floor = _LEAST_SHARE * _average_by_shell(weights, shell)[shell]
+    return torch.maximum(weights, floor).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _average_by_shell(values: Tensor, shell: Tensor) -> Tensor:
+    flat = shell.reshape(-1)
+    count = torch.bincount(flat).clamp(min=1).to(values.dtype)
+    return torch.bincount(flat, values.reshape(-1).double()).to(values.dtype) / count
+
+
+def correlate_halves(
+    first: Float[Tensor, "z y x"],
+    second: Float[Tensor, "z y x"],
+    pixel_size_angstrom: float,
+    mask: Float[Tensor, "z y x"],
+    *,
+    symmetry_order: int = 1,
+    diameter_fraction: float = 2 / 3,
+) -> Curves:
+    """Correlate two half maps in shells and in 37 cones.
+
+    Parameters
+    ----------
+    first, second
+        `(n, n, n)` unfiltered half maps.
+    pixel_size_angstrom
+        Of a voxel.
+    mask
+        With soft edges; phases are randomised from where the unmasked curve falls below 0.8.
+    symmetry_order
+        Number of asymmetric units.
+    diameter_fraction
+        Diameter of the particle over the box.
+    """
+    frequency, unmasked = fourier_shell_correlation(first, second, pixel_size_angstrom)
+    box_angstrom = first.shape[-1] * pixel_size_angstrom
+    start = float(resolution_at(frequency, unmasked, _RANDOMISED_FROM))
+    start = min(max(start, 2 * pixel_size_angstrom), box_angstrom / 2)
+    _, corrected, masked, randomised = phase_randomised_fsc(first, second, mask, pixel_size_angstrom, start)
+    _, cones = conical_fsc(first, second, pixel_size_angstrom, mask=mask)
+    counts = count_shell_pixels(tuple(first.shape)).to(frequency)
+    one_bit, half_bit = (
+        information_threshold(counts, bits, symmetry_order, diameter_fraction) for bits in (1.0, 0.5)
+    )
+    return Curves(frequency, unmasked, masked, randomised, corrected, cones, one_bit, half_bit)
+
+
+def filter_average(
+    half: HalfSums,
+    curves: Curves,
+    box: int,
+    pixel_size_angstrom: float,
+    *,
+    whole: bool,
+    bfactor_a2: float = 0.0,
+) -> Float[Tensor, "z y x"]:
+    """Filter the map of a half set, or of both together, by the single-particle Wiener filter.
+
+    Every Fourier voxel is multiplied by 1 / (1 + (1 - F) / (2 F) · G / W) with F the correlation in its
+    direction, cut off where it falls below the mean of the one-bit and half-bit curves, W the thresholded weight
+    and G its smoothed form (equations 16, 17 and 32 of the emClarity tutorial; Sindelar and Grigorieff 2012).
+
+    Parameters
+    ----------
+    half
+        Sum and weight.
+    curves
+        Of the half maps.
+    box
+        Side n of the map.
+    pixel_size_angstrom
+        Of a voxel.
+    whole
+        Whether `half` holds both half sets; a single one has half the signal to noise.
+    bfactor_a2
+        Positive sharpens, as exp(+B s² / 4).
+    """
+    weights = _threshold(half.weights)
+    size = weights.shape[0]
+    reliable = _expand_cones(_cut_cones(curves), curves.frequency, size, pixel_size_angstrom)
+    signal_to_noise = (2.0 if whole else 1.0) * reliable / (1 - reliable).clamp(min=1e-3)
+    smooth = gaussian_filter(weights.cpu().numpy(), _SMOOTHING_VOXELS, mode=("wrap", "wrap", "nearest"))
+    gain = signal_to_noise / (signal_to_noise + torch.from_numpy(smooth).to(weights) / weights)
+    if bfactor_a2:
+        gain = gain * torch.exp(bfactor_a2 / 4 * _square_frequency(size, pixel_size_angstrom, weights.device))
+    return reconstruct_from_slices(half.sums * gain.to(half.sums.real.dtype), weights, box, floor=0.0)
+
+
+def _cut_cones(curves: Curves) -> Float[Tensor, "cones s"]:
+    """Correlations, positive, that fall to nothing behind each cone's own limit."""
+    threshold = (curves.one_bit + curves.half_bit) / 2
+    cut = []
+    for cone in curves.cones:
+        below = torch.nonzero(cone[1:] < threshold[1:])
+        last = float(curves.frequency[int(below[0, 0])]) if len(below) else float(curves.frequency[-1])
+        beyond = (curves.frequency - last).clamp(min=0)
+        cut.append(cone.clamp(0, 1) * torch.exp(-((beyond / _CUT_FALL) ** 2)))
+    return torch.stack(cut)
+
+
+def _expand_cones(
+    cones: Float[Tensor, "cones s"], frequency: Values, size: int, pixel_size_angstrom: float
+) -> Float[Tensor, "padded padded padded_half"]:
+    """Give every Fourier voxel the correlation of its shell, averaged over the cones around its direction."""
+    device = cones.device
+    axis = torch.fft.fftfreq(size, pixel_size_angstrom, device=device)
+    half = torch.fft.rfftfreq(size, pixel_size_angstrom, device=device)
+    axes = torch.nn.functional.normalize(cone_axes().to(device), dim=-1)
+    spread = float(np.deg2rad(18.0))
+    step = float(frequency[1])
+    planes = []
+    for z in axis:
+        places = torch.stack(
+            [half.expand(size, -1), axis[:, None].expand(-1, len(half)), z.expand(size, len(half))], dim=-1
+        )
+        radius = places.norm(dim=-1)
+        cosines = ((places / radius.clamp(min=1e-12)[..., None]) @ axes.T).abs().clamp(max=1)
+        near = torch.exp(-0.5 * (torch.acos(cosines) / spread) ** 2)
+        place = (radius / step).clamp(max=len(frequency) - 1.001)
+        low = place.long()
+        part = (place - low)[..., None]
+        values = cones.T[low] * (1 - part) + cones.T[low + 1] * part
+        plane = (near * values).sum(-1) / near.sum(-1)
+        planes.append(torch.where(radius <= frequency[-1], plane, 0.0))
+    return torch.stack(planes)
+
+
+def _square_frequency(size: int, pixel_size_angstrom: float, device: torch.device) -> Tensor:
+    axis = torch.fft.fftfreq(size, pixel_size_angstrom, device=device)
+    half = torch.fft.rfftfreq(size, pixel_size_angstrom, device=device)
+    squares: Tensor = axis[:, None, None] ** 2 + axis[:, None] ** 2 + half**2
+    return squares

@@ -1,0 +1,124 @@
+"""What the microscope lets through of each particle in each view, and the noise beside it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verglas.algo.averaging.views import ParticleSlices, SeriesViews
+from verglas.ops.ctf import ctf_2d
+from verglas.ops.dose import exposure_filter, view_weights
+from verglas.ops.statistics import fourier_shells
+from verglas.shapes import Vectors
+
+Transfer = Float[Tensor, "particles views y kx"]
+"""`(p, v, n, n // 2 + 1)` amplitudes."""
+
+
+@dataclass(frozen=True)
+class TransferModel:
+    """Which effects weaken the signal.
+
+    Parameters
+    ----------
+    ctf
+        The contrast transfer at each particle's own defocus.
+    dose
+        Radiation damage by the exposure before each view.
+    ice_thickness_angstrom
+        Inelastic loss in ice of this thickness, and each view's share of the exposure; 0 does not.
+    """
+
+    ctf: bool = True
+    dose: bool = True
+    ice_thickness_angstrom: float = 0.0
+
+
+def compute_transfer(
+    views: SeriesViews,
+    positions_angstrom: Vectors,
+    box: int,
+    pixel_size_angstrom: float,
+    model: TransferModel,
+) -> Transfer:
+    """Amplitude with which each frequency of a particle reaches each view.
+
+    Parameters
+    ----------
+    views
+        The views.
+    positions_angstrom
+        `(p, 3)` xyz in the specimen.
+    box
+        Side n of the crops.
+    pixel_size_angstrom
+        Of the crops.
+    model
+        What is accounted for. A view without defocus counts as without CTF.
+    """
+    series, device = views.series, views.images.device
+    factors = torch.ones(len(series), box, box // 2 + 1)
+    if model.dose:
+        exposures = torch.tensor(series.pre_exposure_e_per_a2, dtype=torch.float32)
+        factors = factors * exposure_filter(
+            (box, box), pixel_size_angstrom, exposures, series.optics.voltage_kv
+        )
+    if model.ice_thickness_angstrom:
+        tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
+        cosines, exposed = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
+        shares = view_weights(
+            torch.from_numpy(cosines), torch.from_numpy(exposed), model.ice_thickness_angstrom
+        )
+        factors = factors * shares.to(factors)[:, None, None]
+    factors = factors.to(device)
+    known = np.isfinite(series.mean_defocus_angstrom)
+    if not (model.ctf and known.any()):
+        return factors.expand(len(positions_angstrom), -1, -1, -1)
+    heights = torch.einsum("vj,pj->pv", views.matrices[:, 2, :3], positions_angstrom)
+    defocus_u, defocus_v = (
+        torch.from_numpy(np.nan_to_num(values)) + series.hand * heights
+        for values in (series.defocus_u_angstrom, series.defocus_v_angstrom)
+    )
+    optics = series.optics
+    ctf = ctf_2d(
+        (box, box),
+        pixel_size_angstrom,
+        defocus_u_angstrom=defocus_u.float().to(device),
+        defocus_v_angstrom=defocus_v.float().to(device),
+        defocus_angle_deg=torch.tensor(series.defocus_angle_deg, dtype=torch.float32, device=device),
+        voltage_kv=optics.voltage_kv,
+        cs_mm=optics.cs_mm,
+        amplitude_contrast=optics.amplitude_contrast,
+        phase_shift_deg=torch.tensor(series.phase_shift_deg, dtype=torch.float32, device=device),
+    )
+    if not known.all():
+        ctf[:, torch.from_numpy(~known)] = 1.0
+    return ctf * factors
+
+
+def measure_noise(slices: ParticleSlices) -> Float[Tensor, "views rings"]:
+    """Mean power of the crops of each view, ring by ring: the noise, for the particle itself is faint in it.
+
+    Parameters
+    ----------
+    slices
+        `(p, v, n, n // 2 + 1)` of some fifty particles or more; those that are zero do not count.
+
+    Returns
+    -------
+    Tensor
+        `(v, rings)` positive, for the rings of `verglas.ops.statistics.fourier_shells`.
+    """
+    size = slices.shape[-2]
+    seen = (slices[..., 1, 1] != 0).sum(0)
+    power = slices.abs().square().sum(0) / seen.clamp(min=1)[:, None, None]
+    shell = fourier_shells((size, size), slices.device).reshape(-1)
+    samples = torch.bincount(shell).to(power)
+    rings = power.new_zeros(len(power), len(samples))
+    rings = rings.index_add_(1, shell, power.reshape(len(power), -1)) / samples
+    # The mean was taken out of the crops, which empties the innermost ring.
+    rings[:, 0] = rings[:, 1]
+    rings = torch.maximum(rings, 1e-3 * rings.mean(-1, keepdim=True))
+    return torch.where(seen[:, None] > 0, rings, 1.0)

@@ -1,0 +1,145 @@
+"""The views of a series in memory, and what each shows of each particle."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from verglas.model import TiltSeries
+from verglas.ops.fft import rescale_images, shift_transforms
+from verglas.ops.geometry import projection_matrices
+from verglas.ops.masks import soft_sphere_mask
+from verglas.ops.projection import images_to_slices
+from verglas.shapes import Affines, Image, Vectors
+
+ParticleSlices = Complex[Tensor, "particles views y kx"]
+"""`(p, v, n, n // 2 + 1)` half transforms of the crops, origin at index 0."""
+
+_FALL_PX = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesViews:
+    """The used views of a series at the sampling of the particles.
+
+    Parameters
+    ----------
+    series
+        Their record, a row for each.
+    images
+        `(v, y, x)` float32 with mean 0 and standard deviation 1; dense is bright.
+    pixel_size_angstrom
+        xy of the images.
+    """
+
+    series: TiltSeries
+    images: Image
+    pixel_size_angstrom: tuple[float, float]
+
+    @property
+    def matrices(self) -> Affines:
+        """`(v, 4, 4)` from the specimen to the views, Å; float64."""
+        one = self.series
+        return projection_matrices(
+            x_tilt_deg=torch.tensor(one.x_tilt_deg),
+            y_tilt_deg=torch.tensor(one.y_tilt_deg),
+            z_rot_deg=torch.tensor(one.z_rot_deg),
+            x_shift_angstrom=torch.tensor(one.x_shift_angstrom),
+            y_shift_angstrom=torch.tensor(one.y_shift_angstrom),
+            magnification=torch.tensor(one.magnification),
+        )
+
+    @property
+    def rotations(self) -> Float[Tensor, "v 3 3"]:
+        """`(v, 3, 3)` from the specimen to the frame in which the beam is z; float64."""
+        one = self.series
+        zero = torch.zeros(len(one), dtype=torch.float64)
+        return projection_matrices(
+            x_tilt_deg=torch.tensor(one.x_tilt_deg),
+            y_tilt_deg=torch.tensor(one.y_tilt_deg),
+            z_rot_deg=torch.tensor(one.z_rot_deg),
+            x_shift_angstrom=zero,
+            y_shift_angstrom=zero,
+        )[:, :3, :3]
+
+
+def invert_views(images: Iterable[Image], series: TiltSeries, pixel_size_angstrom: float) -> SeriesViews:
+    """Bring recorded views, in which dense is dark, to the sampling of the particles with dense bright.
+
+    Parameters
+    ----------
+    images
+        The views `(y, x)`, one after the other.
+    series
+        Their record.
+    pixel_size_angstrom
+        Wanted; the views are never sampled more finely than they were recorded.
+    """
+    factor = min(1.0, series.pixel_size_angstrom / pixel_size_angstrom)
+    height, width = (max(8, round(size * factor)) for size in series.image_shape)
+    stack: Tensor | None = None
+    for row, image in enumerate(images):
+        small = rescale_images(image.to(torch.float32), (height, width))
+        small = (small.mean() - small) / small.std().clamp(min=1e-12)
+        if stack is None:
+            stack = small.new_empty((len(series), height, width))
+        stack[row] = small
+    if stack is None:
+        raise ValueError("`images` must hold at least one view")
+    pixel = series.pixel_size_angstrom
+    return SeriesViews(
+        series, stack, (pixel * series.image_shape[1] / width, pixel * series.image_shape[0] / height)
+    )
+
+
+def cut_particles(
+    views: SeriesViews, positions_angstrom: Vectors, box: int
+) -> tuple[ParticleSlices, Bool[Tensor, "particles views"]]:
+    """Cut particles from the views, centred to a fraction of a pixel.
+
+    Of each crop a disc that nearly fills it is kept, with a soft edge and without its mean. Where it reaches
+    beyond the view there is nothing.
+
+    Parameters
+    ----------
+    views
+        The views.
+    positions_angstrom
+        `(p, 3)` xyz in the specimen, float64.
+    box
+        Side n of the crops, even.
+
+    Returns
+    -------
+    slices
+        `(p, v, n, n // 2 + 1)`.
+    seen
+        `(p, v)` whether the inner half of the disc lies within the view; what does not is zero.
+    """
+    images = views.images
+    count, (height, width) = len(images), images.shape[1:]
+    places = torch.einsum("vij,pj->pvi", views.matrices[:, :2, :3], positions_angstrom)
+    places = (places + views.matrices[:, :2, 3]) / torch.tensor(views.pixel_size_angstrom)
+    places = places + torch.tensor([width // 2, height // 2])
+    nearest = places.round()
+    first = nearest.long() - box // 2
+    limit = torch.tensor([width, height])
+    reach = box / 2 - _FALL_PX
+    seen = ((places >= reach / 2) & (places <= limit - 1 - reach / 2)).all(-1)
+    device = images.device
+    steps = torch.arange(box)
+    x, y = (first[..., axis, None] + steps for axis in (0, 1))
+    rows = torch.arange(count)[None, :, None, None].to(device)
+    crops = images[
+        rows, y.clamp(0, height - 1)[..., None].to(device), x.clamp(0, width - 1)[..., None, :].to(device)
+    ]
+    within_x, within_y = ((x >= 0) & (x < width)).to(images), ((y >= 0) & (y < height)).to(images)
+    disc = soft_sphere_mask((box, box), reach, _FALL_PX, device=device).to(images.dtype)
+    disc = disc * within_y[..., None] * (within_x * seen[..., None].to(device))[..., None, :]
+    means = (crops * disc).sum((-2, -1), keepdim=True) / disc.sum((-2, -1), keepdim=True).clamp(min=1)
+    crops = (crops - means) * disc
+    shifts = (nearest - places).flip(-1).to(device)
+    slices = shift_transforms(images_to_slices(crops), (box, box), shifts)
+    return slices, seen.to(device)

@@ -1,0 +1,260 @@
+"""Averages and poses against truth, and the parts of the search against plain sums."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.averaging.cases import PIXEL, draw_body, draw_poses, open_views
+from verglas.algo.averaging.alignment import SearchPlan, align_particles
+from verglas.algo.averaging.halves import (
+    HalfSums,
+    correlate_halves,
+    filter_average,
+    reconstruct_half,
+)
+from verglas.algo.averaging.reference import (
+    choose_band,
+    differentiate_reference,
+    gather_band,
+    share_low_resolution,
+    turn_reference,
+)
+from verglas.algo.averaging.search import BandParticles, score_grid, spread_shifts
+from verglas.algo.averaging.sums import open_source, quality_bfactors, sum_particles
+from verglas.algo.averaging.transfer import TransferModel
+from verglas.errors import UserError
+from verglas.ops.fsc import fourier_shell_correlation
+from verglas.ops.kernels import fourier_points
+from verglas.ops.masks import soft_sphere_mask
+from verglas.ops.projection import insert_slices, insert_slices_apart
+from verglas.ops.rotation import (
+    angular_distance_deg,
+    local_rotations,
+    random_rotations,
+    rotation_vectors_to_matrices,
+)
+from verglas.ops.statistics import fourier_shells
+
+BOX = 32
+ONE = torch.eye(3, dtype=torch.float64)[None]
+PLAIN = TransferModel(ctf=False, dose=False)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    positions, rotations = draw_poses(40)
+    views = open_views(positions, rotations, noise=1.0)
+    return open_source(views, positions, BOX, PLAIN), positions, rotations
+
+
+def average(source, positions, rotations):
+    return HalfSums(*sum_particles(source, positions, rotations, ONE))
+
+
+def test_the_average_is_the_body(noisy):
+    source, positions, rotations = noisy
+    found = reconstruct_half(average(source, positions, rotations), BOX)
+    mask = soft_sphere_mask((BOX,) * 3, 10, 3)
+    frequency, curve = fourier_shell_correlation(found, draw_body(BOX), PIXEL, mask)
+    assert float(curve[2:7].min()) > 0.9
+    assert frequency[-1] == pytest.approx(0.05)
+
+
+def test_symmetry_is_applied_in_the_reference_frame(noisy):
+    source, positions, rotations = noisy
+    half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
+    sums = sum_particles(source, positions, rotations, torch.cat([ONE, half_turn[None]]))
+    found = reconstruct_half(HalfSums(*sums), BOX)
+    turned = found.flip((1, 2)).roll((1, 1), (1, 2))
+    inner = slice(4, -4)
+    difference = (found - turned)[inner, inner, inner].std() / found[inner, inner, inner].std()
+    assert float(difference) < 0.02
+
+
+def test_poses_are_found_to_about_a_degree(noisy):
+    _, positions, rotations = noisy
+    source = open_source(open_views(positions, rotations, noise=0.1), positions, BOX, PLAIN)
+    generator = torch.Generator().manual_seed(3)
+    turns = rotation_vectors_to_matrices(4 * torch.randn(40, 3, generator=generator, dtype=torch.float64))
+    moved = positions + 8 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    plan = SearchPlan(radius_angstrom=80, finest_angstrom=25, turn_deg=12, step_deg=6, shift_angstrom=20)
+    poses = align_particles(source, moved, rotations @ turns, draw_body(BOX), plan)
+    assert float(angular_distance_deg(poses.rotations, rotations).median()) < 1.5
+    assert float((poses.positions_angstrom - positions).norm(dim=-1).median()) < 1.5
+    assert float(poses.scores.min()) > 0
+    assert float(poses.scores.max()) < 1
+
+
+def test_the_same_pose_is_found_from_near_and_from_far(noisy):
+    source, positions, rotations = noisy
+    generator = torch.Generator().manual_seed(3)
+    turns = rotation_vectors_to_matrices(4 * torch.randn(40, 3, generator=generator, dtype=torch.float64))
+    plan = SearchPlan(radius_angstrom=80, finest_angstrom=25, turn_deg=12, step_deg=6, shift_angstrom=20)
+    far, near = (
+        align_particles(source, positions, start, draw_body(BOX), plan)
+        for start in (rotations @ turns, rotations)
+    )
+    assert float(angular_distance_deg(far.rotations, near.rotations).median()) < 1.0
+    assert float((far.scores / near.scores - 1).abs().median()) < 1e-2
+
+
+def test_all_orientations_are_searched_at_180_degrees(noisy):
+    source, positions, rotations = noisy
+    few = slice(0, 6)
+    lost = random_rotations(6, torch.Generator().manual_seed(9))
+    plan = SearchPlan(radius_angstrom=80, finest_angstrom=30, turn_deg=180, step_deg=20, shift_angstrom=5)
+    poses = align_particles(source, positions[few], lost, draw_body(BOX), plan)
+    assert float(angular_distance_deg(poses.rotations, rotations[few]).median()) < 3
+
+
+def test_a_better_pose_is_kept(noisy):
+    source, positions, rotations = noisy
+    plan = SearchPlan(
+        radius_angstrom=80, finest_angstrom=25, turn_deg=0, step_deg=6, shift_angstrom=0, refine=False
+    )
+    poses = align_particles(source, positions, rotations, draw_body(BOX), plan)
+    torch.testing.assert_close(poses.rotations, rotations)
+    torch.testing.assert_close(poses.positions_angstrom, positions)
+
+
+def test_turned_references_are_those_of_the_turned_body():
+    rotations = random_rotations(3, torch.Generator().manual_seed(0))
+    band = choose_band(BOX, PIXEL, 35.0)
+    found = turn_reference(draw_body(BOX), rotations, band)
+    for values, rotation in zip(found, rotations, strict=True):
+        expected = gather_band(draw_body(BOX, rotation), choose_band(BOX, PIXEL, 35.0))
+        error = (values - expected).abs().square().sum() / expected.abs().square().sum()
+        assert float(error) < 2e-3
+
+
+def test_derivatives_are_those_of_small_moves():
+    band = choose_band(BOX, PIXEL, 30.0)
+    basis = differentiate_reference(draw_body(BOX), band)
+    small = 1e-2
+    for axis in range(3):
+        vector = torch.zeros(1, 3, dtype=torch.float64)
+        vector[0, axis] = math.degrees(small)
+        turn = rotation_vectors_to_matrices(vector)[0]
+        shift = np.zeros(3)
+        shift[axis] = small
+        for row, ends in (
+            (1 + axis, (draw_body(BOX, turn), draw_body(BOX, turn.T))),
+            (4 + axis, (draw_body(BOX, shift_px=shift), draw_body(BOX, shift_px=-shift))),
+        ):
+            expected = (gather_band(ends[0], band) - gather_band(ends[1], band)) / (2 * small)
+            error = (basis[row] - expected).abs().square().sum() / expected.abs().square().sum()
+            assert float(error) < 1e-3
+
+
+def test_the_grid_scores_by_the_plain_sum():
+    generator = torch.Generator().manual_seed(2)
+    band = choose_band(16, PIXEL, 40.0, 90.0)
+    count = len(band.index)
+    data = torch.randn(2, count, generator=generator, dtype=torch.complex64)
+    weights = torch.rand(2, count, generator=generator)
+    bank = torch.randn(5, count, generator=generator, dtype=torch.complex64)
+    shifts = spread_shifts(2.0, 1.0)
+    particles = BandParticles(data, weights, torch.tensor([3.0, 5.0]))
+    turns, moves, scores = score_grid(particles, bank, shifts, band, 16)
+    for p in range(2):
+        table = np.zeros((5, len(shifts)))
+        for r in range(5):
+            energy = float((weights[p] * bank[r].abs() ** 2 * band.counts).sum()) * float(particles.power[p])
+            for s, shift in enumerate(shifts):
+                phase = torch.exp(-2j * math.pi / 16 * (band.places_xyz @ shift))
+                overlap = (data[p].conj() * bank[r] * phase * band.counts).sum().real
+                table[r, s] = float(overlap) / math.sqrt(energy)
+        assert (int(turns[p]), int(moves[p])) == np.unravel_index(table.argmax(), table.shape)
+        assert float(scores[p]) == pytest.approx(table.max(), rel=1e-4)
+
+
+def test_kernels_of_turned_points_agree():
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(24, 24, 13, dtype=torch.complex64, generator=generator)
+    places = torch.cartesian_prod(*[torch.arange(-6.0, 7.0)] * 3)
+    rotations = random_rotations(3, generator)
+    one = fourier_points.read_turned(volume, rotations, places)
+    other = fourier_points.read_turned_reference(volume, rotations, places)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_volumes_filled_apart_are_those_filled_alone():
+    generator = torch.Generator().manual_seed(0)
+    slices = torch.randn(3, 5, 16, 9, dtype=torch.complex64, generator=generator)
+    weights = torch.rand(3, 5, 16, 9, generator=generator)
+    rotations = random_rotations(15, generator).reshape(3, 5, 3, 3)
+    sums, totals = insert_slices_apart(slices, weights, rotations, 20)
+    for row in range(3):
+        alone = insert_slices(slices[row], weights[row], rotations[row], 20)
+        torch.testing.assert_close(sums[row], alone[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(totals[row], alone[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="must be even; got 21"):
+        insert_slices_apart(slices, weights, rotations, 21)
+
+
+def test_halves_of_signal_keep_it_and_halves_of_noise_lose_it(noisy):
+    source, positions, rotations = noisy
+    mask = soft_sphere_mask((BOX,) * 3, 10, 3)
+    halves = [average(source, positions[i::2], rotations[i::2]) for i in (0, 1)]
+    maps = [reconstruct_half(half, BOX) for half in halves]
+    curves = correlate_halves(*maps, PIXEL, mask)
+    assert curves.resolution() < 40
+    assert curves.cones.shape == (37, BOX // 2 + 1)
+    whole = filter_average(halves[0] + halves[1], curves, BOX, PIXEL, whole=True)
+    _, against = fourier_shell_correlation(whole, draw_body(BOX), PIXEL, mask)
+    assert float(against[2:7].min()) > 0.9
+
+    shuffled = random_rotations(40, torch.Generator().manual_seed(5))
+    lost = [average(source, positions[i::2] + 500, shuffled[i::2]) for i in (0, 1)]
+    nothing = correlate_halves(*(reconstruct_half(half, BOX) for half in lost), PIXEL, mask)
+    assert nothing.resolution() > 60
+    left = filter_average(lost[0] + lost[1], nothing, BOX, PIXEL, whole=True)
+    raw = reconstruct_half(lost[0] + lost[1], BOX)
+    fine = torch.fft.rfftn(left)[8:24].abs().mean() / torch.fft.rfftn(raw)[8:24].abs().mean()
+    assert float(fine) < 0.1
+
+
+def test_sharpening_is_the_bfactor(noisy):
+    source, positions, rotations = noisy
+    half = average(source, positions, rotations)
+    found = reconstruct_half(half, BOX)
+    curves = correlate_halves(found, found, PIXEL, torch.ones((BOX,) * 3))
+    plain, sharp = (
+        torch.fft.rfftn(
+            torch.fft.ifftshift(filter_average(half, curves, BOX, PIXEL, whole=True, bfactor_a2=b))
+        )
+        for b in (0.0, 2000.0)
+    )
+    shell = fourier_shells((BOX,) * 3) == 5
+    ratio = (sharp[shell].abs().square().sum() / plain[shell].abs().square().sum()).sqrt()
+    assert float(ratio) == pytest.approx(math.exp(2000 / 4 * (5 / (BOX * PIXEL)) ** 2), rel=0.03)
+
+
+def test_low_resolution_is_shared_and_the_rest_is_not():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(20, 20, 20, generator=generator) for _ in range(2))
+    one, other = (torch.fft.rfftn(v) for v in share_low_resolution(first, second, 10.0, 50.0))
+    mean = (torch.fft.rfftn(first) + torch.fft.rfftn(second)) / 2
+    torch.testing.assert_close(one[0, 0, :5], mean[0, 0, :5], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(other[0, 0, :5], mean[0, 0, :5], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(one[0, 0, 5:], torch.fft.rfftn(first)[0, 0, 5:], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(other[0, 0, 5:], torch.fft.rfftn(second)[0, 0, 5:], rtol=1e-3, atol=1e-3)
+
+
+def test_only_scores_below_the_mean_lose_detail():
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    found = quality_bfactors(scores, 5.0)
+    assert found[2:].tolist() == [0, 0]
+    expected = (5 * (math.degrees(math.acos(0.1)) - math.degrees(math.acos(0.25)))) ** 2
+    assert float(found[0]) == pytest.approx(expected)
+
+
+def test_a_band_without_voxels_is_refused():
+    with pytest.raises(UserError, match="between 400 and 390 Å"):
+        choose_band(16, 10.0, 390.0, 400.0)
+
+
+def test_the_grid_of_turns_holds_the_identity():
+    torch.testing.assert_close(local_rotations(12, 4)[0], torch.eye(3, dtype=torch.float64))
