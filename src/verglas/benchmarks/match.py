@@ -90,7 +90,7 @@ def _make_field(shape: tuple[int, int, int]) -> _Field:
 
 
 def _race(template: Template, quick: bool) -> Iterator[Figure]:
-    shape, step = ((34, 56, 56), 25.0) if quick else ((56, 100, 100), 15.0)
+    shape, step = ((34, 56, 56), 25.0) if quick else ((56, 80, 80), 15.0)
     field = _make_field(shape)
     rotations = uniform_grid(step)
     work = float(np.prod(shape)) * len(rotations)
