@@ -168,6 +168,7 @@ STEPS = (
 
 COMMANDS = (
     PlainCommand("demo", "verglas.cli.commands.demo:demo", WHOLE, "Simulate, reconstruct, compare, report."),
+    PlainCommand("run", "verglas.cli.commands.run:run", WHOLE, "Run the jobs of a file, and report on all."),
     PlainCommand("report", "verglas.cli.commands.report:report", WHOLE, "Rebuild the report of job folders."),
     PlainCommand("doctor", "verglas.cli.commands.doctor:doctor", WHOLE, "Show what this machine offers."),
     PlainCommand("bench", "verglas.cli.commands.bench:bench", WHOLE, "Measure speed and correctness."),
