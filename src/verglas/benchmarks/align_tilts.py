@@ -216,7 +216,7 @@ def _align_real(quick: bool) -> Iterator[Figure]:
     yield from _compare_with_warp(done, warp)
     if not quick:
         yield from _compare_sharpness(done, warp)
-    yield from _align_real_by_patches(raw, done, warp)
+        yield from _align_real_by_patches(raw, done, warp)
 
 
 def _find_warps_views(done: SeriesAlignment, theirs: ViewGeometry) -> npt.NDArray[np.bool_]:
