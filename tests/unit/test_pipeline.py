@@ -124,8 +124,8 @@ def test_mistakes_are_told_before_anything_runs(numbers, text, words):
 def test_the_command_checks_and_runs(tmp_path, capsys):
     (tmp_path / "p.toml").write_text(
         '[[jobs]]\nstep = "simulate"\nimage_size = [64, 64]\ntilt-step = 30\ncopies = 2\nvesicles = 0\ngold = 0\n'
-        'thickness = 300\n[[jobs]]\nstep = "reconstruct"\ntilt_series = "{simulate}/truth/tilt_series.star"\n'
-        "thickness = 300\n"
+        'thickness = 400\n[[jobs]]\nstep = "reconstruct"\ntilt_series = "{simulate}/truth/tilt_series.star"\n'
+        "thickness = 400\n"
     )
     assert main(["run", str(tmp_path / "p.toml"), "--out", str(tmp_path / "out"), "--check"]) == 0
     assert capsys.readouterr().out == "simulate: simulate\nreconstruct: reconstruct\n"
