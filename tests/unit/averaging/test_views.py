@@ -17,6 +17,7 @@ from tests.unit.averaging.cases import (
 )
 from verglas.algo.averaging.transfer import TransferModel, compute_transfer, measure_noise
 from verglas.algo.averaging.views import cut_particles
+from verglas.model import LocalField
 from verglas.ops.ctf import ctf_1d
 from verglas.ops.dose import critical_exposure
 from verglas.ops.projection import slices_to_images
@@ -39,6 +40,22 @@ def test_crops_are_centred_to_a_fraction_of_a_pixel():
     inner = slice(8, -8)
     a, b = crop[inner, inner].flatten(), expected[inner, inner].flatten()
     assert float(torch.corrcoef(torch.stack([a, b]))[0, 1]) > 0.999
+
+
+def test_the_local_field_moves_particles_by_their_place_in_the_specimen():
+    rng = np.random.default_rng(0)
+    corners = rng.normal(0, 20, (13, 2, 2, 2))
+    field = LocalField((-500.0, -600.0), (500.0, 600.0), corners)
+    positions, rotations = draw_poses(4)
+    plain, bent = (open_views(positions, rotations, local=one) for one in (None, field))
+    moved = (bent.project_points(positions) - plain.project_points(positions)).numpy()
+    for p, (x, y, _) in enumerate(positions.tolist()):
+        # Through two nodes an axis a natural spline is a straight line.
+        u, v = (x + 500) / 1000, (y + 600) / 1200
+        expected = (1 - v) * ((1 - u) * corners[:, 0, 0] + u * corners[:, 0, 1]) + v * (
+            (1 - u) * corners[:, 1, 0] + u * corners[:, 1, 1]
+        )
+        np.testing.assert_allclose(moved[p], expected, atol=1e-6)
 
 
 def test_what_lies_outside_is_not_seen():

@@ -10,6 +10,7 @@ from torch import Tensor
 from verglas.model import TiltSeries
 from verglas.ops.fft import rescale_images, shift_transforms
 from verglas.ops.geometry import projection_matrices
+from verglas.ops.local_field import evaluate_field
 from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.projection import images_to_slices
 from verglas.shapes import Affines, Image, Vectors
@@ -50,6 +51,32 @@ class SeriesViews:
             y_shift_angstrom=torch.tensor(one.y_shift_angstrom),
             magnification=torch.tensor(one.magnification),
         )
+
+    def project_points(self, points_angstrom: Vectors) -> Float[Tensor, "points views 2"]:
+        """Find where specimen points appear, local field included.
+
+        Parameters
+        ----------
+        points_angstrom
+            `(p, 3)` xyz, float64.
+
+        Returns
+        -------
+        Tensor
+            `(p, v, 2)` xy in Å from the views' centres.
+        """
+        matrices = self.matrices
+        places = torch.einsum("vij,pj->pvi", matrices[:, :2, :3], points_angstrom) + matrices[:, :2, 3]
+        field = self.series.local
+        if field is None:
+            return places
+        shifts = [
+            evaluate_field(
+                torch.tensor(nodes), field.low_angstrom, field.high_angstrom, points_angstrom[:, :2]
+            )
+            for nodes in field.shifts_angstrom
+        ]
+        return places + torch.stack(shifts, dim=1)
 
     @property
     def rotations(self) -> Float[Tensor, "v 3 3"]:
@@ -120,8 +147,7 @@ def cut_particles(
     """
     images = views.images
     count, (height, width) = len(images), images.shape[1:]
-    places = torch.einsum("vij,pj->pvi", views.matrices[:, :2, :3], positions_angstrom)
-    places = (places + views.matrices[:, :2, 3]) / torch.tensor(views.pixel_size_angstrom)
+    places = views.project_points(positions_angstrom) / torch.tensor(views.pixel_size_angstrom)
     places = places + torch.tensor([width // 2, height // 2])
     nearest = places.round()
     first = nearest.long() - box // 2
