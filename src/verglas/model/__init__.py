@@ -3,6 +3,7 @@
 from verglas.model.local_field import LocalField as LocalField
 from verglas.model.optics import Optics as Optics
 from verglas.model.particles import Particles as Particles
+from verglas.model.particles import join_particles as join_particles
 from verglas.model.region import Region as Region
 from verglas.model.tilt_series import ImageReference as ImageReference
 from verglas.model.tilt_series import TiltSeries as TiltSeries

@@ -1,5 +1,6 @@
 """Particles: where they are, how they are turned, what is known of each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -72,3 +73,17 @@ class Particles:
             score=self.score[index],
             extra=self.extra.iloc[index].reset_index(drop=True) if len(self.extra) else self.extra,
         )
+
+
+def join_particles(parts: Sequence[Particles]) -> Particles:
+    """Put the rows of several tables one after the other; extra columns that some lack are empty there."""
+    extra = pd.concat([part.extra for part in parts], ignore_index=True)
+    return Particles(
+        tomogram_names=np.concatenate([part.tomogram_names for part in parts]),
+        positions_angstrom=np.concatenate([part.positions_angstrom for part in parts]),
+        angles_deg=np.concatenate([part.angles_deg for part in parts]),
+        half_set=np.concatenate([part.half_set for part in parts]),
+        score=np.concatenate([part.score for part in parts]),
+        # Of tables one of which has no extra column at all the rows could not be told apart.
+        extra=extra if len(extra) == sum(map(len, parts)) else pd.DataFrame(),
+    )

@@ -159,6 +159,12 @@ class TiltSeries:
         """`(n,)` mean of the two principal defoci, Å; NaN where unknown."""
         return np.asarray((self.defocus_u_angstrom + self.defocus_v_angstrom) / 2)
 
+    @property
+    def beam_cosines(self) -> FloatArray:
+        """`(n,)` cosine of the angle between the beam and the specimen's z axis."""
+        tilts = np.deg2rad(np.stack([np.asarray(self.y_tilt_deg), self.x_tilt_deg]))
+        return np.asarray(np.cos(tilts).prod(axis=0))
+
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | list[int]) -> Self:
         """Return the series with only these views, in this order."""
         index = np.arange(len(self))[np.asarray(rows)]

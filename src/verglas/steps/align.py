@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import ConfigDict, Field, model_validator
 
 from verglas.errors import UserError
-from verglas.steps.particles import join_particles
+from verglas.model import join_particles
+from verglas.steps.map_results import read_volume
 from verglas.steps.series_particles import (
     SeriesParticles,
     list_particle_items,
@@ -149,13 +150,13 @@ def _read_references(params: AlignParams) -> "tuple[list[torch.Tensor], float, f
     import torch
 
     from verglas.algo.averaging.reference import share_low_resolution
-    from verglas.io.mrc import read_mrc
     from verglas.ops.filters import apply_filter, gaussian_lowpass_filter
 
     paths = _list_maps(params)
-    pixel = _read_pixel_size(paths[0])
-    volumes = [torch.from_numpy(read_mrc(path)) for path in paths if path.suffix == ".mrc"]
-    for path, volume in zip(paths, volumes, strict=False):
+    maps = {path: read_volume(path) for path in paths if path.suffix == ".mrc"}
+    pixel = maps[paths[0]][1]
+    volumes = [torch.from_numpy(volume) for volume, _ in maps.values()]
+    for path, volume in zip(maps, volumes, strict=True):
         size = volume.shape[-1]
         if tuple(volume.shape) != (size,) * 3 or size % 2:
             raise UserError(
@@ -173,15 +174,6 @@ def _read_references(params: AlignParams) -> "tuple[list[torch.Tensor], float, f
         return [low, low], pixel, params.resolution or params.lowpass
     first, second = share_low_resolution(volumes[0], volumes[1], pixel, params.shared)
     return [first, second], pixel, params.resolution or _read_resolution(paths[2])
-
-
-def _read_pixel_size(path: Path) -> float:
-    from verglas.io.mrc_header import read_mrc_header
-
-    side = read_mrc_header(path).voxel_size_zyx_angstrom[2]
-    if not side:
-        raise UserError(f"the header of {str(path)!r} says no voxel size; expected one in Å")
-    return side
 
 
 def _read_resolution(path: Path) -> float:

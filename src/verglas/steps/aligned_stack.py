@@ -44,9 +44,9 @@ def write_aligned_stack(
     shape, pixel = (len(series), *series.image_shape), series.pixel_size_angstrom
     weights = torch.ones(len(series))
     if ice_thickness_angstrom is not None:
-        tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
-        cosines, exposures = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
-        weights = view_weights(torch.from_numpy(cosines), torch.from_numpy(exposures), ice_thickness_angstrom)
+        weights = view_weights(
+            torch.tensor(series.beam_cosines), torch.tensor(series.exposure_e_per_a2), ice_thickness_angstrom
+        )
     path = folder / stack
     with (
         create_mrc(path, shape, voxel_size_angstrom=pixel, is_stack=True) as views,

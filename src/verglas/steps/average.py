@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 from verglas.errors import UserError
 from verglas.model import Particles
 from verglas.steps.half_curves import CURVES_CAPTION, draw_curves, write_curves
+from verglas.steps.map_results import read_mask
 from verglas.steps.series_particles import (
     SeriesParticles,
     list_particle_items,
@@ -133,7 +134,7 @@ def summarise(results: dict[str, ItemResult], params: AverageParams, folder: Pat
     pixel, box = _choose_size(params, used[0])
     halves = _add_up(results, folder)
     maps = {f"half{number}": reconstruct_half(half, box) for number, half in enumerate(halves, 1)}
-    mask = _read_mask(params, box, pixel)
+    mask = _make_mask(params, box, pixel)
     curves = correlate_halves(
         maps["half1"],
         maps["half2"],
@@ -172,27 +173,15 @@ def _add_up(results: dict[str, ItemResult], folder: Path) -> "tuple[HalfSums, Ha
     return first, second
 
 
-def _read_mask(params: AverageParams, box: int, pixel: float) -> "torch.Tensor":
+def _make_mask(params: AverageParams, box: int, pixel: float) -> "torch.Tensor":
     import torch
 
-    from verglas.io.mrc import read_mrc
     from verglas.ops.masks import soft_sphere_mask
 
-    if params.mask is None:
-        radius = params.particle_radius / pixel
-        return soft_sphere_mask((box,) * 3, radius, max(3.0, 0.2 * radius))
-    mask = torch.from_numpy(read_mrc(params.mask))
-    if (
-        tuple(mask.shape) != (box,) * 3
-        or not bool(mask.any())
-        or float(mask.min()) < 0
-        or float(mask.max()) > 1
-    ):
-        raise UserError(
-            f"mask {str(params.mask)!r} has shape {tuple(mask.shape)} and values from {float(mask.min()):g} to "
-            f"{float(mask.max()):g}; expected {(box,) * 3}, values from 0 to 1 and not all 0"
-        )
-    return mask
+    if params.mask is not None:
+        return torch.from_numpy(read_mask(params.mask, (box, box, box)))
+    radius = params.particle_radius / pixel
+    return soft_sphere_mask((box,) * 3, radius, max(3.0, 0.2 * radius))
 
 
 _CAPTIONS = {

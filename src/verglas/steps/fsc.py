@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from verglas.errors import UserError
 from verglas.files import check_exists
 from verglas.steps.half_curves import CURVES_CAPTION, draw_curves, write_curves
+from verglas.steps.map_results import read_mask, read_volume
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
@@ -73,32 +74,20 @@ def run_item(item: Item, params: FscParams, context: Context) -> ItemResult:
 def _read(maps: _Maps) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]":
     import torch
 
-    from verglas.io.mrc import check_finite, read_mrc
-    from verglas.io.mrc_header import read_mrc_header
     from verglas.ops.masks import soft_sphere_mask
 
-    pixel = read_mrc_header(maps.half1).voxel_size_zyx_angstrom[2]
-    if not pixel:
-        raise UserError(f"the header of {str(maps.half1)!r} says no voxel size; expected one in Å")
-    first, second = (
-        torch.from_numpy(check_finite(read_mrc(path), f"map {str(path)!r}"))
-        for path in (maps.half1, maps.half2)
-    )
+    (first, pixel), (second, _) = (read_volume(path) for path in (maps.half1, maps.half2))
     if len(set(first.shape)) != 1 or first.shape != second.shape:
         raise UserError(
-            f"{str(maps.half1)!r} and {str(maps.half2)!r} have shapes {tuple(first.shape)} and "
-            f"{tuple(second.shape)}; expected cubes of one size"
+            f"{str(maps.half1)!r} and {str(maps.half2)!r} have shapes {first.shape} and {second.shape}; expected "
+            "cubes of one size"
         )
+    size = first.shape[-1]
     if maps.mask is None:
-        size = first.shape[-1]
-        return first, second, soft_sphere_mask(tuple(first.shape), 0.35 * size, 0.1 * size), pixel
-    mask = torch.from_numpy(read_mrc(maps.mask))
-    if mask.shape != first.shape or not bool(mask.any()) or float(mask.min()) < 0 or float(mask.max()) > 1:
-        raise UserError(
-            f"mask {str(maps.mask)!r} has shape {tuple(mask.shape)} and values from {float(mask.min()):g} to "
-            f"{float(mask.max()):g}; expected {tuple(first.shape)}, values from 0 to 1 and not all 0"
-        )
-    return first, second, mask, pixel
+        mask = soft_sphere_mask((size,) * 3, 0.35 * size, 0.1 * size)
+    else:
+        mask = torch.from_numpy(read_mask(maps.mask, (size, size, size)))
+    return torch.from_numpy(first), torch.from_numpy(second), mask, pixel
 
 
 def summarise(results: dict[str, ItemResult], params: FscParams, folder: Path) -> Summary:

@@ -33,10 +33,32 @@ def read_volume(path: Path, voxel_size_angstrom: float | None = None) -> tuple[F
     header = read_mrc_header(path)
     voxel = voxel_size_angstrom or header.pixel_size_angstrom
     if not voxel:
-        raise UserError(f"the header of {str(path)!r} tells no voxel size; expected `from_pixel_size`")
+        raise UserError(
+            f"the header of {str(path)!r} tells no voxel size; expected one in Å, which "
+            "`rescale --from-pixel-size` can give it"
+        )
     if len(header.shape) != 3 or min(header.shape) < 2:
         raise UserError(f"{str(path)!r} has (z, y, x) = {header.shape}; expected a volume")
     return check_finite(read_mrc(path), f"map {str(path)!r}"), float(voxel)
+
+
+def read_mask(path: Path, shape: tuple[int, int, int]) -> FloatArray:
+    """Read a mask.
+
+    Raises
+    ------
+    UserError
+        When it has another shape, values outside 0 to 1, or is 0 everywhere.
+    """
+    from verglas.io.mrc import check_finite, read_mrc
+
+    mask = check_finite(read_mrc(path), f"mask {str(path)!r}")
+    if mask.shape != shape or not mask.any() or mask.min() < 0 or mask.max() > 1:
+        raise UserError(
+            f"mask {str(path)!r} has shape {mask.shape} and values from {mask.min():g} to {mask.max():g}; expected "
+            f"{shape}, values from 0 to 1 and not all 0"
+        )
+    return mask
 
 
 def write_volume(context: Context, name: str, volume: FloatArray, voxel_size_angstrom: float) -> str:

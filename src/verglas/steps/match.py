@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
-from verglas.model import TiltSeries, Tomogram
+from verglas.model import TiltSeries, Tomogram, join_particles
 from verglas.steps.series_results import gather_warnings
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
@@ -290,7 +290,6 @@ def prepare_search(
 
 def summarise(results: dict[str, ItemResult], params: MatchParams, folder: Path) -> Summary:
     """Write the table of all picks and the list of orientations."""
-    from verglas.algo.simulation.surroundings import join_particles
     from verglas.io.relion_particles import read_particles, write_particles
     from verglas.io.relion_tilt_series import read_tilt_series
     from verglas.steps.match_outputs import CAPTIONS, write_orientations

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
-from verglas.model import Particles
+from verglas.model import Particles, join_particles
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 FloatArray = npt.NDArray[np.float64]
@@ -69,19 +68,6 @@ def _read_all(params: ParticlesParams) -> Particles:
         order = np.argsort(-np.nan_to_num(table.score[rows], nan=-np.inf), kind="stable")
         kept[rows[order[params.best :]]] = False
     return table.take(kept)
-
-
-def join_particles(tables: list[Particles]) -> Particles:
-    """Put tables one below the other; columns that some lack are empty there."""
-    extra = pd.concat([table.extra for table in tables], ignore_index=True)
-    return Particles(
-        tomogram_names=np.concatenate([table.tomogram_names for table in tables]),
-        positions_angstrom=np.concatenate([table.positions_angstrom for table in tables]),
-        angles_deg=np.concatenate([table.angles_deg for table in tables]),
-        half_set=np.concatenate([table.half_set for table in tables]),
-        score=np.concatenate([table.score for table in tables]),
-        extra=extra if len(extra) == sum(len(table) for table in tables) else pd.DataFrame(),
-    )
 
 
 def _assign_halves(table: Particles, params: ParticlesParams) -> npt.NDArray[np.int64]:

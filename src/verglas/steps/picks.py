@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
 from verglas.files import check_exists, check_name
-from verglas.model import Particles, Tomogram
+from verglas.model import Particles, Tomogram, join_particles
 from verglas.steps.series_results import PIXEL_TOLERANCE, gather_warnings
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
@@ -277,7 +277,6 @@ def _draw(name: str, particles: Particles, tomograms: tuple[Tomogram, ...], fold
 
 def summarise(results: dict[str, ItemResult], params: PicksParams, folder: Path) -> Summary:
     """Write the table of all picks."""
-    from verglas.algo.simulation.surroundings import join_particles
     from verglas.io.relion_particles import read_particles, write_particles
     from verglas.io.relion_tilt_series import read_tilt_series
 

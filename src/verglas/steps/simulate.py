@@ -27,7 +27,7 @@ from pydantic import Field
 
 from verglas.errors import UserError
 from verglas.files import check_name, write_text
-from verglas.model import ImageReference, Optics, TiltSeries
+from verglas.model import ImageReference, Optics, TiltSeries, join_particles
 from verglas.steps.sections import SLAB_ANGSTROM
 from verglas.steps.series_results import PROCESS_BYTES, describe_series, draw_series
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
@@ -137,7 +137,6 @@ def run_item(item: Item, params: SimulateParams, context: Context) -> ItemResult
 
 def summarise(results: dict[str, ItemResult], params: SimulateParams, folder: Path) -> Summary:
     """Write the indices of the series, the table of all particles and the references."""
-    from verglas.algo.simulation.surroundings import join_particles
     from verglas.io.relion_particles import read_particles, write_particles
     from verglas.io.relion_tilt_series import read_one_tilt_series, write_tilt_series_index
 

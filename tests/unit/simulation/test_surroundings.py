@@ -7,12 +7,12 @@ from verglas.algo.simulation.phantoms import make_blob_phantom
 from verglas.algo.simulation.render import render_volume
 from verglas.algo.simulation.scatterers import Scatterers
 from verglas.algo.simulation.specimen import Population, Species, arrange_copies, build_specimen
-from verglas.algo.simulation.surroundings import join_particles, surround_specimen, visible_extent
+from verglas.algo.simulation.surroundings import surround_specimen, visible_extent
 from verglas.algo.simulation.tilt_scheme import Misalignment, make_tilt_scheme
 from verglas.algo.simulation.tilt_series import geometry_matrices
 from verglas.algo.simulation.truth import render_specimen
 from verglas.errors import UserError
-from verglas.model import Optics
+from verglas.model import Optics, join_particles
 
 BLOB = Species("blob", make_blob_phantom(10, 40.0, seed=1))
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from verglas.ops.fft import radial_frequency
 from verglas.ops.fsc import (
     cone_axes,
     conical_fsc,
@@ -172,7 +173,8 @@ def filter_average(
     smooth = gaussian_filter(weights.cpu().numpy(), _SMOOTHING_VOXELS, mode=("wrap", "wrap", "nearest"))
     gain = signal_to_noise / (signal_to_noise + torch.from_numpy(smooth).to(weights) / weights)
     if bfactor_a2:
-        gain = gain * torch.exp(bfactor_a2 / 4 * _square_frequency(size, pixel_size_angstrom, weights.device))
+        frequency = radial_frequency((size,) * 3, pixel_size_angstrom, device=weights.device)
+        gain = gain * torch.exp(bfactor_a2 / 4 * frequency**2)
     return reconstruct_from_slices(half.sums * gain.to(half.sums.real.dtype), weights, box, floor=0.0)
 
 
@@ -213,10 +215,3 @@ def _expand_cones(
         plane = (near * values).sum(-1) / near.sum(-1)
         planes.append(torch.where(radius <= frequency[-1], plane, 0.0))
     return torch.stack(planes)
-
-
-def _square_frequency(size: int, pixel_size_angstrom: float, device: torch.device) -> Tensor:
-    axis = torch.fft.fftfreq(size, pixel_size_angstrom, device=device)
-    half = torch.fft.rfftfreq(size, pixel_size_angstrom, device=device)
-    squares: Tensor = axis[:, None, None] ** 2 + axis[:, None] ** 2 + half**2
-    return squares

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from verglas.algo.averaging.reference import Band, BandValues
 from verglas.algo.averaging.sums import SeriesSource, weight_particles
+from verglas.ops.fft import radial_frequency
 from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.projection import complete_planes, insert_slices_apart
 from verglas.ops.rotation import rotation_vectors_to_matrices
@@ -99,11 +100,9 @@ def insert_into_band(
 
 def _ring_within(band: Band, like: Tensor) -> Float[Tensor, "y kx"]:
     """1 where a pixel of the slices lies within the band, else 0."""
-    squares = band.places_xyz.square().sum(-1)
-    y = torch.fft.fftfreq(band.size, 1 / band.size, device=like.device)[:, None]
-    x = torch.fft.rfftfreq(band.size, 1 / band.size, device=like.device)
-    radius = y**2 + x**2
-    within: Tensor = ((radius <= squares.max()) & (radius >= squares.min())).to(like.real.dtype)
+    reach = band.places_xyz.norm(dim=-1)
+    radius = radial_frequency((band.size,) * 2, 1 / band.size, device=like.device)
+    within: Tensor = ((radius <= reach.max()) & (radius >= reach.min())).to(like.real.dtype)
     return within
 
 

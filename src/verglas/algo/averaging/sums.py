@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verglas.algo.averaging.transfer import Transfer, TransferModel, compute_transfer, measure_noise
 from verglas.algo.averaging.views import ParticleSlices, SeriesViews, cut_particles
-from verglas.ops.fft import rfft_crop
+from verglas.ops.fft import radial_frequency, rfft_crop
 from verglas.ops.projection import PaddedRfft, PaddedWeights, complete_planes, insert_slices
 from verglas.ops.statistics import fourier_shells
 from verglas.shapes import Rotations, Values, Vectors
@@ -145,7 +145,7 @@ def sum_particles(
     sums = torch.zeros(shape, dtype=torch.complex64, device=device)
     weights = torch.zeros(shape, device=device)
     turns = source.views.rotations
-    squares = _square_frequency(source.box, source.pixel_size_angstrom, device)
+    squares = radial_frequency((source.box,) * 2, source.pixel_size_angstrom, device=device) ** 2
     for part in batches(len(positions_angstrom), source.batch):
         slices, gains = weight_particles(source, positions_angstrom[part])
         if quality is not None:
@@ -155,13 +155,6 @@ def sum_particles(
             poses = turns @ (rotations[part] @ operation)[:, None]
             insert_slices(slices, gains, poses.to(device), size, into=(sums, weights))
     return complete_planes(sums), complete_planes(weights)
-
-
-def _square_frequency(box: int, pixel_size_angstrom: float, device: torch.device) -> Tensor:
-    y = torch.fft.fftfreq(box, pixel_size_angstrom, device=device)[:, None]
-    x = torch.fft.rfftfreq(box, pixel_size_angstrom, device=device)
-    squares: Tensor = y**2 + x**2
-    return squares
 
 
 def quality_bfactors(scores: Values, strength: float) -> Values:

@@ -66,10 +66,10 @@ def compute_transfer(
             (box, box), pixel_size_angstrom, exposures, series.optics.voltage_kv
         )
     if model.ice_thickness_angstrom:
-        tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
-        cosines, exposed = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
         shares = view_weights(
-            torch.from_numpy(cosines), torch.from_numpy(exposed), model.ice_thickness_angstrom
+            torch.tensor(series.beam_cosines),
+            torch.tensor(series.exposure_e_per_a2),
+            model.ice_thickness_angstrom,
         )
         factors = factors * shares.to(factors)[:, None, None]
     factors = factors.to(device)

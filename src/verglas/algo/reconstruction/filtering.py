@@ -267,10 +267,10 @@ def view_factors(series: TiltSeries, options: ViewFilter) -> Values:
     """Weight of each view as a whole, `(n,)` float64; 1 where no thickness of ice is given."""
     if not options.ice_thickness_angstrom:
         return torch.ones(len(series), dtype=torch.float64)
-    tilts = np.deg2rad(np.stack([np.asarray(series.y_tilt_deg), series.x_tilt_deg]))
-    cosines, exposures = np.cos(tilts).prod(axis=0), np.array(series.exposure_e_per_a2)
     weights: Values = view_weights(
-        torch.from_numpy(cosines), torch.from_numpy(exposures), options.ice_thickness_angstrom
+        torch.tensor(series.beam_cosines),
+        torch.tensor(series.exposure_e_per_a2),
+        options.ice_thickness_angstrom,
     )
     return weights
 

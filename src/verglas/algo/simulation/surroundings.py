@@ -14,7 +14,7 @@ from verglas.algo.simulation.scatterers import FloatArray
 from verglas.algo.simulation.specimen import Population, Specimen
 from verglas.algo.simulation.supports import make_gold
 from verglas.errors import UserError
-from verglas.model import Particles, TiltSeries
+from verglas.model import Particles, TiltSeries, join_particles
 
 
 def visible_extent(
@@ -115,18 +115,6 @@ def surround_specimen(
         particles=join_particles(molecules),
         absorbers=(make_gold(beads, grain_angstrom),) if len(beads) else (),
         beads_angstrom=beads,
-    )
-
-
-def join_particles(parts: Sequence[Particles]) -> Particles:
-    """Put the rows of several tables of the same columns one after the other."""
-    return Particles(
-        tomogram_names=np.concatenate([part.tomogram_names for part in parts]),
-        positions_angstrom=np.concatenate([part.positions_angstrom for part in parts]),
-        angles_deg=np.concatenate([part.angles_deg for part in parts]),
-        half_set=np.concatenate([part.half_set for part in parts]),
-        score=np.concatenate([part.score for part in parts]),
-        extra=pd.concat([part.extra for part in parts], ignore_index=True),
     )
 
 

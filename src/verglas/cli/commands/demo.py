@@ -63,7 +63,7 @@ def run_demo(out: Path, simulation: "SimulateParams", options: "RunOptions") -> 
     from verglas.steps.step import run_step
 
     folders = [out / name for name in ("simulate", "reconstruct", "compare")]
-    # The truth's geometry, because there is no alignment of tilt series yet.
+    # The truth's geometry, so that what differs from the truth is the reconstruction's doing alone.
     reconstruction = ReconstructParams(
         tilt_series=folders[0] / "truth/tilt_series.star",
         pixel_size=simulation.truth_voxel_size or simulation.pixel_size,
