@@ -68,11 +68,9 @@ class Level:
 
 LEVELS = (
     Level(128, 64, 0.4, 10.0, 6, Freedom(axis=1), 1e-3, True),
-    Level(256, 128, 0.4, 6.0, 6, Freedom(axis=1, scale=5), 3e-4, False),
-    Level(512, 192, 0.4, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
+    Level(256, 64, 0.4, 6.0, 6, Freedom(axis=1, scale=5), 3e-4, False),
+    Level(512, 96, 0.4, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
 )
-"""Patches large beside the depth of a slab: what enters and leaves smaller ones turns the axis by 0.2 degrees."""
-
 
 _AXIS_REACH_DEG = 10.0
 _CONVERGED_PX = 0.05
@@ -83,7 +81,7 @@ _LAST_ROUNDS = 1
 _FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
 _LARGEST = 2.0
-_THICKNESSES = 0.7
+_THICKNESSES = 1.4  # what enters and leaves smaller patches turned the axis by 0.2 degrees
 _MARGIN = 0.4
 _FEWEST_A_ROW = 3
 
