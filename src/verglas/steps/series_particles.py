@@ -25,7 +25,9 @@ class SeriesParticles:
     particles: Particles
 
 
-def list_series_particles(tilt_series: Path, particles: Path) -> dict[str, SeriesParticles]:
+def list_series_particles(
+    tilt_series: Path, particles: Path, *, need_halves: bool = True
+) -> dict[str, SeriesParticles]:
     """Sort particles by their series.
 
     Parameters
@@ -34,6 +36,8 @@ def list_series_particles(tilt_series: Path, particles: Path) -> dict[str, Serie
         `tilt_series.star`.
     particles
         `particles.star`.
+    need_halves
+        Whether every particle must have a half set.
 
     Raises
     ------
@@ -47,7 +51,8 @@ def list_series_particles(tilt_series: Path, particles: Path) -> dict[str, Serie
     table = read_particles(particles, series)
     if not len(table):
         raise UserError(f"{str(particles)!r} holds no particles; expected at least two")
-    _check_halves(table, particles)
+    if need_halves:
+        _check_halves(table, particles)
     found = {}
     for name in np.unique(table.tomogram_names).tolist():
         if name not in series:

@@ -36,6 +36,19 @@ class TransferModel:
     ice_thickness_angstrom: float = 0.0
 
 
+def find_defocus(
+    views: SeriesViews, positions_angstrom: Vectors
+) -> tuple[Float[Tensor, "particles views"], Float[Tensor, "particles views"]]:
+    """Find the two principal defoci of each particle in each view, `(p, v)` Å; 0 where that of a view is unknown."""
+    series = views.series
+    heights = torch.einsum("vj,pj->pv", views.matrices[:, 2, :3], positions_angstrom)
+    found = [
+        torch.from_numpy(np.nan_to_num(values)) + series.hand * heights
+        for values in (series.defocus_u_angstrom, series.defocus_v_angstrom)
+    ]
+    return found[0], found[1]
+
+
 def compute_transfer(
     views: SeriesViews,
     positions_angstrom: Vectors,
@@ -76,11 +89,7 @@ def compute_transfer(
     known = np.isfinite(series.mean_defocus_angstrom)
     if not (model.ctf and known.any()):
         return factors.expand(len(positions_angstrom), -1, -1, -1)
-    heights = torch.einsum("vj,pj->pv", views.matrices[:, 2, :3], positions_angstrom)
-    defocus_u, defocus_v = (
-        torch.from_numpy(np.nan_to_num(values)) + series.hand * heights
-        for values in (series.defocus_u_angstrom, series.defocus_v_angstrom)
-    )
+    defocus_u, defocus_v = find_defocus(views, positions_angstrom)
     optics = series.optics
     ctf = ctf_2d(
         (box, box),
