@@ -15,7 +15,7 @@ from verglas.steps.series_particles import (
     SeriesParticles,
     list_particle_items,
     list_series_particles,
-    open_particles,
+    open_series,
 )
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
@@ -95,7 +95,7 @@ def run_item(item: Item, params: ExportParams, context: Context) -> ItemResult:
     warnings: tuple[str, ...] = ()
     if params.box is not None:
         pixel = choose_pixel(params, one)
-        source = open_particles(one, pixel, params.box, TransferModel(), context)
+        source = open_series(one, pixel, params.box, TransferModel(), context)
         seen = tell_seen(source.views, torch.from_numpy(one.particles.positions_angstrom), params.box).any(1)
         if not seen.any():
             raise UserError(

@@ -92,7 +92,7 @@ def _write_stacks(
     import numpy as np
 
     from verglas.algo.averaging.sums import batches
-    from verglas.algo.averaging.transfer import compute_transfer
+    from verglas.algo.averaging.transfer import compute_transfer, find_heights
     from verglas.algo.averaging.views import cut_particles
     from verglas.io.mrc import write_mrc
     from verglas.io.relion_tilt_series import project_path
@@ -106,7 +106,9 @@ def _write_stacks(
     used = np.flatnonzero(one.series.selected)
     for part in batches(len(positions), source.batch):
         slices, seen = cut_particles(source.views, positions[part], box)
-        slices = slices * compute_transfer(source.views, positions[part], box, pixel, source.model)
+        slices = slices * compute_transfer(
+            source.views, find_heights(source.views, positions[part]), box, pixel, source.model
+        )
         images = slices_to_images(slices, box) / scale
         for image, shown in zip(images, seen, strict=True):
             path = f"subtomograms/{name}/{len(files) + 1}_stack2d.mrcs"
@@ -127,7 +129,7 @@ def _write_cistem(
     import torch
 
     from verglas.algo.averaging.sums import batches
-    from verglas.algo.averaging.transfer import find_defocus
+    from verglas.algo.averaging.transfer import find_defocus, find_heights
     from verglas.algo.averaging.views import cut_particles, tell_seen
     from verglas.io.mrc import create_mrc
     from verglas.ops.projection import slices_to_images
@@ -143,7 +145,7 @@ def _write_cistem(
             slices, seen = cut_particles(views, positions[part], box)
             writer.write(-slices_to_images(slices, box)[seen].cpu().numpy())
             angles = matrices_to_euler(views.rotations @ rotations[part][:, None])
-            defocus = find_defocus(views, positions[part])
+            defocus = find_defocus(views, find_heights(views, positions[part]))
             numbers = torch.arange(part.start + 1, part.stop + 1)[:, None].expand(seen.shape)
             each = torch.arange(len(views.images)).expand(seen.shape)
             columns = [*angles.unbind(-1), *defocus, numbers, each]

@@ -26,13 +26,7 @@ def find_tomograms(particles: Particles, tomograms: Sequence[Tomogram]) -> npt.N
     rows = np.full(len(particles), -1, dtype=np.int64)
     most = np.zeros(len(particles))
     for row, one in enumerate(tomograms):
-        middle = np.array([n // 2 for n in reversed(one.shape)])
-        voxels = (
-            particles.positions_angstrom - np.array(one.centre_angstrom)
-        ) / one.voxel_size_angstrom + middle
-        around = (
-            np.minimum(voxels, np.array(one.shape[::-1]) - 1 - voxels).min(axis=1) * one.voxel_size_angstrom
-        )
-        better = (particles.tomogram_names == one.name) & (around >= most) & ((rows < 0) | (around > most))
-        rows[better], most[better] = row, around[better]
+        margins = one.find_margins(particles.positions_angstrom)
+        better = (particles.tomogram_names == one.name) & (margins >= 0) & ((rows < 0) | (margins > most))
+        rows[better], most[better] = row, margins[better]
     return rows
