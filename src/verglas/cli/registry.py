@@ -117,6 +117,12 @@ STEPS = (
         "Assign half sets, and remove duplicates and poor particles.",
     ),
     StepCommand(
+        "export",
+        "verglas.steps.export.EXPORT_STEP",
+        SUBTOMOGRAMS,
+        "Export particles to RELION, Warp, Dynamo, emClarity and cisTEM.",
+    ),
+    StepCommand(
         "average",
         "verglas.steps.average.AVERAGE_STEP",
         SUBTOMOGRAMS,

@@ -80,7 +80,8 @@ def read_particles(
     table = get_table(blocks, block, path)
     name_label = "rlnTomoName" if "rlnTomoName" in table else "rlnMicrographName"
     require_columns(table, [name_label], path, block)
-    codes, names = pd.factorize(table[name_label])
+    # Warp names the particles' series by its `.tomostar`.
+    codes, names = pd.factorize(table[name_label].astype(str).str.removesuffix(".tomostar"))
     positions, used = _read_coordinates(table, blocks, path, block, pixel_size_angstrom)
     if _CENTRED_LABELS[0] not in used:
         positions -= _read_corners(names, frames, is_flat=_CORNER_LABELS[2] not in used)[codes]
@@ -141,7 +142,7 @@ def write_particles(
         columns[_SCORE_LABELS[0]] = particles.score
     blocks: dict[str, Block] = {}
     if series is not None:
-        blocks["optics"], groups = _tabulate_optics([str(name) for name in names], series)
+        blocks["optics"], groups = tabulate_optics([str(name) for name in names], series)
         columns["rlnOpticsGroup"] = groups[codes]
     elif "optics" in particles.extra.attrs:
         blocks["optics"] = pd.DataFrame(particles.extra.attrs["optics"])
@@ -238,10 +239,16 @@ def _read_corners(
     return corners
 
 
-def _tabulate_optics(
+def tabulate_optics(
     names: list[str], series: Mapping[str, TiltSeries]
 ) -> tuple[pd.DataFrame, npt.NDArray[np.int64]]:
-    """Table of optics and the 1-based group of each name; series of equal optics share a group."""
+    """Table of optics and the 1-based group of each name; series of equal optics share a group.
+
+    Raises
+    ------
+    UserError
+        When the tilt series of a name is missing.
+    """
     groups: dict[tuple[Any, ...], int] = {}
     group_of_name = np.zeros(len(names), dtype=np.int64)
     for row, name in enumerate(names):

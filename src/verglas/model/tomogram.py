@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from verglas.errors import UserError
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,15 @@ class Tomogram:
             raise UserError(
                 f"`voxel_size_angstrom` of {self.name!r} must be positive; got {self.voxel_size_angstrom}"
             )
+
+    def locate(self, positions_angstrom: FloatArray) -> FloatArray:
+        """Find places `(n, 3)` xyz of the specimen in the volume: xyz voxels from 0."""
+        middle = np.array([n // 2 for n in reversed(self.shape)])
+        offsets = positions_angstrom - np.array(self.centre_angstrom)
+        return np.asarray(offsets / self.voxel_size_angstrom + middle)
+
+    def find_margins(self, positions_angstrom: FloatArray) -> FloatArray:
+        """Find how far places `(n, 3)` lie from the nearest face, `(n,)` Å; negative outside."""
+        voxels = self.locate(positions_angstrom)
+        margins = np.minimum(voxels, np.array(self.shape[::-1]) - 1 - voxels).min(axis=1)
+        return np.asarray(margins * self.voxel_size_angstrom)

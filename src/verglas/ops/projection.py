@@ -264,7 +264,26 @@ def reconstruct_from_slices(
     sampled = weights[weights > 0]
     least = floor * float(sampled.mean()) if len(sampled) else 1.0
     least = max(least, torch.finfo(weights.dtype).tiny)
-    volume: Tensor = torch.fft.fftshift(torch.fft.irfftn(sums / weights.clamp(min=least), s=(padded,) * 3))
+    return crop_transform(sums / weights.clamp(min=least), size)
+
+
+def crop_transform(transform: PaddedRfft, size: int) -> Float[Tensor, "z y x"]:
+    """Return to real space what slices were inserted into with trilinear weights, cropped and corrected for them.
+
+    Parameters
+    ----------
+    transform
+        `(N, N, N // 2 + 1)`, its planes complete.
+    size
+        Side n of the volume, at most N.
+
+    Returns
+    -------
+    Tensor
+        `(n, n, n)` volume centred on voxel `n // 2`.
+    """
+    padded = transform.shape[0]
+    volume: Tensor = torch.fft.fftshift(torch.fft.irfftn(transform, s=(padded,) * 3))
     start = padded // 2 - size // 2
     part = slice(start, start + size)
     volume = volume[part, part, part]

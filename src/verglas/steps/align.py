@@ -29,6 +29,13 @@ class AlignParams(Params):
 
     particles: Annotated[Path, Field(description="`particles.star` with poses and half sets")]
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the aligned series")]
+    tomograms: Annotated[
+        Path | None,
+        Field(
+            description="`tomograms.star` of `reconstruct --ctf 3d`: cut particles from these as boxes "
+            "instead of from the tilt images"
+        ),
+    ] = None
     average: Annotated[
         Path | None,
         Field(description="job folder of `average`; each half set is aligned to its own half map"),
@@ -78,7 +85,7 @@ class AlignParams(Params):
 def list_items(params: AlignParams) -> list[Item]:
     """One item a tilt series; its result depends on the maps too."""
     paths = _list_maps(params)
-    found = list_series_particles(params.tilt_series, params.particles)
+    found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
     return [replace(item, inputs=(*item.inputs, *paths)) for item in list_particle_items(found)]
 
 

@@ -33,6 +33,13 @@ class AverageParams(Params):
         Path, Field(description="`particles.star` with poses and half sets; positions are in the specimen")
     ]
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the aligned series")]
+    tomograms: Annotated[
+        Path | None,
+        Field(
+            description="`tomograms.star` of `reconstruct --ctf 3d`: cut particles from these as boxes "
+            "instead of from the tilt images"
+        ),
+    ] = None
     pixel_size: Annotated[
         float | None, Field(gt=0, description="of the map, in Å; that of the images when not given")
     ] = None
@@ -70,14 +77,14 @@ def list_items(params: AverageParams) -> list[Item]:
     from verglas.ops.symmetry import symmetry_matrices
 
     symmetry_matrices(params.symmetry)
-    found = list_series_particles(params.tilt_series, params.particles)
+    found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
     _choose_size(params, next(iter(found.values())))
     return list_particle_items(found)
 
 
 def _choose_size(params: AverageParams, one: SeriesParticles) -> tuple[float, int]:
     """Choose the pixel size and the box of the map."""
-    pixel = max(params.pixel_size or 0.0, one.series.pixel_size_angstrom)
+    pixel = max(params.pixel_size or 0.0, one.pixel_size_angstrom)
     box = params.box or 2 * int(np.ceil(2 * params.particle_radius / pixel))
     if box * pixel < 2.5 * params.particle_radius:
         raise UserError(
@@ -129,7 +136,7 @@ def summarise(results: dict[str, ItemResult], params: AverageParams, folder: Pat
     from verglas.io.mrc import write_mrc
     from verglas.ops.symmetry import symmetry_matrices
 
-    found = list_series_particles(params.tilt_series, params.particles)
+    found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
     used = [found[name] for name in results]
     pixel, box = _choose_size(params, used[0])
     halves = _add_up(results, folder)

@@ -15,7 +15,7 @@ from tests.unit.averaging.cases import (
     open_views,
     view_matrix,
 )
-from verglas.algo.averaging.transfer import TransferModel, compute_transfer, measure_noise
+from verglas.algo.averaging.transfer import TransferModel, compute_transfer, find_heights, measure_noise
 from verglas.algo.averaging.views import cut_particles
 from verglas.model import LocalField
 from verglas.ops.ctf import ctf_1d
@@ -85,7 +85,7 @@ def test_the_ctf_is_that_of_the_particles_own_height(hand):
         hand=hand,
     )
     place = torch.tensor([[300.0, 0, 800.0]], dtype=torch.float64)
-    transfer = compute_transfer(views, place, BOX, PIXEL, TransferModel(dose=False))
+    transfer = compute_transfer(views, find_heights(views, place), BOX, PIXEL, TransferModel(dose=False))
     for row in (0, 6, 12):
         depth = view_matrix(views.series, row)[2] @ place[0].numpy()
         frequency = torch.tensor([8 / (BOX * PIXEL)], dtype=torch.float64)
@@ -108,11 +108,11 @@ def test_damage_loss_and_views_without_defocus():
         *draw_poses(1), pre_exposure_e_per_a2=exposure, defocus_u_angstrom=unknown, defocus_v_angstrom=unknown
     )
     place = torch.zeros(1, 3, dtype=torch.float64)
-    damaged = compute_transfer(views, place, BOX, PIXEL, TransferModel(ctf=False))
+    damaged = compute_transfer(views, find_heights(views, place), BOX, PIXEL, TransferModel(ctf=False))
     limit = float(critical_exposure(torch.tensor([5 / (BOX * PIXEL)]))[0])
     assert float(damaged[0, 7, 0, 5]) == pytest.approx(math.exp(-0.5 * 21 / limit), rel=1e-4)
     lost = compute_transfer(
-        views, place, BOX, PIXEL, TransferModel(ctf=False, dose=False, ice_thickness_angstrom=2000.0)
+        views, find_heights(views, place), BOX, PIXEL, TransferModel(ctf=False, dose=False, ice_thickness_angstrom=2000.0)
     )
     assert float(lost[0, 0, 0, 0] / lost[0, 6, 0, 0]) == pytest.approx(
         math.exp(
@@ -122,7 +122,7 @@ def test_damage_loss_and_views_without_defocus():
         ),
         rel=1e-3,
     )
-    both = compute_transfer(views, place, BOX, PIXEL, TransferModel())
+    both = compute_transfer(views, find_heights(views, place), BOX, PIXEL, TransferModel())
     torch.testing.assert_close(both[0, 3], damaged[0, 3])
     assert not torch.allclose(both[0, 4], damaged[0, 4])
 

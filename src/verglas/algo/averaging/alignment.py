@@ -17,7 +17,7 @@ from verglas.algo.averaging.search import (
     score_grid,
     spread_shifts,
 )
-from verglas.algo.averaging.sums import SeriesSource, batches
+from verglas.algo.averaging.sums import ParticleSource, batches
 from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.rotation import local_rotations, so3_grid
 from verglas.shapes import Rotations, Vectors
@@ -89,7 +89,7 @@ class _Reference:
 
 
 def align_particles(
-    source: SeriesSource,
+    source: ParticleSource,
     positions_angstrom: Vectors,
     rotations: Rotations,
     reference: Float[Tensor, "z y x"],
@@ -157,7 +157,7 @@ class _Bank:
         return turn_reference(one.volume, one.turns[part], one.coarse)
 
     def search(
-        self, source: SeriesSource, positions: Vectors, rotations: Rotations
+        self, source: ParticleSource, positions: Vectors, rotations: Rotations
     ) -> tuple[Vectors, Rotations]:
         """Best poses on the grid."""
         one = self._reference

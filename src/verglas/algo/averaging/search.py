@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verglas.algo.averaging.reference import Band, BandValues
-from verglas.algo.averaging.sums import SeriesSource, weight_particles
+from verglas.algo.averaging.sums import ParticleSource, weight_particles
 from verglas.ops.fft import radial_frequency
 from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.projection import complete_planes, insert_slices_apart
@@ -68,7 +68,7 @@ class Poses:
 
 
 def insert_into_band(
-    source: SeriesSource,
+    source: ParticleSource,
     positions_angstrom: Vectors,
     rotations: Rotations,
     band: Band,
@@ -186,7 +186,7 @@ class Prior:
 
 
 def refine_poses(
-    source: SeriesSource,
+    source: ParticleSource,
     positions_angstrom: Vectors,
     rotations: Rotations,
     basis: BandValues,

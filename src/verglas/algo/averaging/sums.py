@@ -3,12 +3,19 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verglas.algo.averaging.transfer import Transfer, TransferModel, compute_transfer, measure_noise
+from verglas.algo.averaging.transfer import (
+    Transfer,
+    TransferModel,
+    compute_transfer,
+    find_heights,
+    measure_noise,
+)
 from verglas.algo.averaging.views import ParticleSlices, SeriesViews, cut_particles
 from verglas.ops.fft import radial_frequency, rfft_crop
 from verglas.ops.projection import PaddedRfft, PaddedWeights, complete_planes, insert_slices
@@ -22,9 +29,56 @@ _NOISE_PARTICLES = 100
 _BATCH_PIXELS = 4_000_000
 
 
+class ParticleSource(Protocol):
+    """Where the slices of a series' particles come from."""
+
+    @property
+    def views(self) -> SeriesViews:
+        """Geometry of the views, and their images where particles are cut from these."""
+
+    @property
+    def box(self) -> int:
+        """Side n of the slices, even."""
+
+    @property
+    def noise(self) -> Float[Tensor, "views rings"]:
+        """`(v, rings)` power."""
+
+    def cut(self, positions_angstrom: Vectors, size: int) -> tuple[ParticleSlices, Transfer]:
+        """Cut particles.
+
+        Parameters
+        ----------
+        positions_angstrom
+            `(p, 3)` xyz in the specimen, float64.
+        size
+            Side m up to which the transforms are kept.
+
+        Returns
+        -------
+        slices
+            `(p, v, m, m // 2 + 1)` c F, F the crop and c its transfer.
+        squares
+            `(p, v, m, m // 2 + 1)` c², zero where nothing is seen.
+        """
+
+    @property
+    def pixel_size_angstrom(self) -> float:
+        """Of the slices."""
+
+    @property
+    def batch(self) -> int:
+        """Particles that are cut at once."""
+
+
+def batch_particles(views: int, box: int) -> int:
+    """How many particles of that many views are cut at once."""
+    return max(1, _BATCH_PIXELS // (views * box**2))
+
+
 @dataclass(frozen=True, eq=False)
 class SeriesSource:
-    """Where the slices of a series' particles come from.
+    """Slices cut from the views themselves.
 
     Parameters
     ----------
@@ -51,7 +105,18 @@ class SeriesSource:
     @property
     def batch(self) -> int:
         """Particles that are cut at once."""
-        return max(1, _BATCH_PIXELS // (len(self.views.images) * self.box**2))
+        return batch_particles(len(self.views.images), self.box)
+
+    def cut(self, positions_angstrom: Vectors, size: int) -> tuple[ParticleSlices, Transfer]:
+        """Cut particles from the views: `ParticleSource.cut`."""
+        slices, seen = cut_particles(self.views, positions_angstrom, self.box)
+        if size < self.box:
+            slices = rfft_crop(slices, (self.box, self.box), (size, size))
+        pixel = self.pixel_size_angstrom * self.box / size
+        heights = find_heights(self.views, positions_angstrom)
+        transfer = compute_transfer(self.views, heights, size, pixel, self.model)
+        shown = transfer * seen[..., None, None]
+        return slices * shown, transfer * shown
 
 
 def open_source(
@@ -76,7 +141,7 @@ def open_source(
 
 
 def weight_particles(
-    source: SeriesSource, positions_angstrom: Vectors, size: int | None = None
+    source: ParticleSource, positions_angstrom: Vectors, size: int | None = None
 ) -> tuple[ParticleSlices, Transfer]:
     """Cut particles, with what least squares needs of each pixel.
 
@@ -96,16 +161,10 @@ def weight_particles(
     weights
         `(p, v, m, m // 2 + 1)` c² / σ².
     """
-    box = source.box
-    size = size or box
-    slices, seen = cut_particles(source.views, positions_angstrom, box)
-    if size < box:
-        slices = rfft_crop(slices, (box, box), (size, size))
+    size = size or source.box
+    slices, squares = source.cut(positions_angstrom, size)
     noise = source.noise[:, fourier_shells((size, size), slices.device)]
-    pixel = source.pixel_size_angstrom * box / size
-    transfer = compute_transfer(source.views, positions_angstrom, size, pixel, source.model)
-    gain = transfer * (seen[..., None, None] / noise)
-    return slices * gain, transfer * gain
+    return slices / noise, squares / noise
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
@@ -115,7 +174,7 @@ def batches(count: int, size: int) -> Iterator[slice]:
 
 
 def sum_particles(
-    source: SeriesSource,
+    source: ParticleSource,
     positions_angstrom: Vectors,
     rotations: Rotations,
     symmetry: Rotations,

@@ -36,9 +36,28 @@ class TransferModel:
     ice_thickness_angstrom: float = 0.0
 
 
+ViewHeights = Float[Tensor, "particles views"]
+"""`(p, v)` Å along the beam from the specimen's centre."""
+
+
+def find_heights(views: SeriesViews, positions_angstrom: Vectors) -> ViewHeights:
+    """Find how high each particle lies along the beam in each view."""
+    return torch.einsum("vj,pj->pv", views.matrices[:, 2, :3], positions_angstrom)
+
+
+def find_defocus(views: SeriesViews, heights_angstrom: ViewHeights) -> tuple[ViewHeights, ViewHeights]:
+    """Find the two principal defoci at heights, Å; those of a view without defocus count from 0."""
+    series = views.series
+    u, v = (
+        torch.from_numpy(np.nan_to_num(values)) + series.hand * heights_angstrom
+        for values in (series.defocus_u_angstrom, series.defocus_v_angstrom)
+    )
+    return u, v
+
+
 def compute_transfer(
     views: SeriesViews,
-    positions_angstrom: Vectors,
+    heights_angstrom: ViewHeights,
     box: int,
     pixel_size_angstrom: float,
     model: TransferModel,
@@ -49,8 +68,8 @@ def compute_transfer(
     ----------
     views
         The views.
-    positions_angstrom
-        `(p, 3)` xyz in the specimen.
+    heights_angstrom
+        `(p, v)` of `find_heights`.
     box
         Side n of the crops.
     pixel_size_angstrom
@@ -75,12 +94,8 @@ def compute_transfer(
     factors = factors.to(device)
     known = np.isfinite(series.mean_defocus_angstrom)
     if not (model.ctf and known.any()):
-        return factors.expand(len(positions_angstrom), -1, -1, -1)
-    heights = torch.einsum("vj,pj->pv", views.matrices[:, 2, :3], positions_angstrom)
-    defocus_u, defocus_v = (
-        torch.from_numpy(np.nan_to_num(values)) + series.hand * heights
-        for values in (series.defocus_u_angstrom, series.defocus_v_angstrom)
-    )
+        return factors.expand(len(heights_angstrom), -1, -1, -1)
+    defocus_u, defocus_v = find_defocus(views, heights_angstrom)
     optics = series.optics
     ctf = ctf_2d(
         (box, box),

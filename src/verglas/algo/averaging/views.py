@@ -121,6 +121,35 @@ def invert_views(images: Iterable[Image], series: TiltSeries, pixel_size_angstro
     )
 
 
+def _find_pixels(views: SeriesViews, positions_angstrom: Vectors) -> Float[Tensor, "points views 2"]:
+    """Where particles appear, xy pixels."""
+    height, width = views.images.shape[1:]
+    places = views.project_points(positions_angstrom) / torch.tensor(views.pixel_size_angstrom)
+    return places + torch.tensor([width // 2, height // 2])
+
+
+def tell_seen(views: SeriesViews, positions_angstrom: Vectors, box: int) -> Bool[Tensor, "particles views"]:
+    """Tell which views show particles: those in which the inner half of the disc lies within the view.
+
+    Parameters
+    ----------
+    views
+        The views.
+    positions_angstrom
+        `(p, 3)` xyz in the specimen, float64.
+    box
+        Side of the crops, pixels.
+    """
+    return _lies_within(_find_pixels(views, positions_angstrom), views, box)
+
+
+def _lies_within(places: Tensor, views: SeriesViews, box: int) -> Bool[Tensor, "particles views"]:
+    height, width = views.images.shape[1:]
+    inner = (box / 2 - _FALL_PX) / 2
+    within: Tensor = ((places >= inner) & (places <= torch.tensor([width, height]) - 1 - inner)).all(-1)
+    return within
+
+
 def cut_particles(
     views: SeriesViews, positions_angstrom: Vectors, box: int
 ) -> tuple[ParticleSlices, Bool[Tensor, "particles views"]]:
@@ -143,17 +172,15 @@ def cut_particles(
     slices
         `(p, v, n, n // 2 + 1)`.
     seen
-        `(p, v)` whether the inner half of the disc lies within the view; what does not is zero.
+        `(p, v)` of `tell_seen`; what is not seen is zero.
     """
     images = views.images
     count, (height, width) = len(images), images.shape[1:]
-    places = views.project_points(positions_angstrom) / torch.tensor(views.pixel_size_angstrom)
-    places = places + torch.tensor([width // 2, height // 2])
+    places = _find_pixels(views, positions_angstrom)
     nearest = places.round()
     first = nearest.long() - box // 2
-    limit = torch.tensor([width, height])
     reach = box / 2 - _FALL_PX
-    seen = ((places >= reach / 2) & (places <= limit - 1 - reach / 2)).all(-1)
+    seen = _lies_within(places, views, box)
     device = images.device
     steps = torch.arange(box)
     x, y = (first[..., axis, None] + steps for axis in (0, 1))
