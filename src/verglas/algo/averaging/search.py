@@ -25,6 +25,8 @@ from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.projection import complete_planes, insert_slices_apart
 from verglas.shapes import Rotations, Values
 
+_TABLE_ENTRIES = 8_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class BandParticles:
@@ -120,19 +122,22 @@ def score_grid(
     """
     counted = torch.view_as_real(bank * band.counts).reshape(len(bank), -1)
     energies = particles.weights @ (bank.abs().square() * band.counts).T
+    norms = (energies * particles.power[:, None]).clamp(min=1e-30).rsqrt()
     # Data are shifted back; that is less work than to shift all references.
     angles = (2 * math.pi / box) * (shifts_px.to(band.places_xyz) @ band.places_xyz.T)
     phases = torch.polar(torch.ones_like(angles), angles)
-    turns, shifts, scores = [], [], []
-    for row in range(len(particles.data)):
-        moved = torch.view_as_real(particles.data[row] * phases).reshape(len(phases), -1)
-        overlap = counted @ moved.T
-        score = overlap / (energies[row] * particles.power[row]).clamp(min=1e-30).sqrt()[:, None]
-        best = int(score.argmax())
-        turns.append(best // len(phases))
-        shifts.append(best % len(phases))
-        scores.append(score.reshape(-1)[best])
-    return torch.tensor(turns), torch.tensor(shifts), torch.stack(scores).double().cpu()
+    count = len(phases)
+    # As many particles at once as keep the table of scores small: each pass reads the whole bank.
+    together = max(1, _TABLE_ENTRIES // (count * max(len(bank), counted.shape[1])))
+    rows, scores = [], []
+    for data, norm in zip(torch.split(particles.data, together), torch.split(norms, together), strict=True):
+        moved = torch.view_as_real(data[:, None] * phases).reshape(len(data) * count, -1)
+        table = (counted @ moved.T).reshape(len(bank), len(data), count) * norm.T[..., None]
+        best, row = table.transpose(0, 1).reshape(len(data), -1).max(1)
+        rows.append(row)
+        scores.append(best)
+    found = torch.cat(rows).cpu()
+    return found // count, found % count, torch.cat(scores).double().cpu()
 
 
 def spread_shifts(radius_px: float, step_px: float) -> Float[Tensor, "s 3"]:
