@@ -181,7 +181,10 @@ STEPS = (
 
 COMMANDS = (
     PlainCommand(
-        "demo", "verglas.cli.commands.demo:demo", WHOLE, "Simulate, average from raw tilts, compare, report."
+        "demo",
+        "verglas.cli.commands.demo:demo",
+        WHOLE,
+        "Simulate, go from raw tilts to an average, compare, report.",
     ),
     PlainCommand("run", "verglas.cli.commands.run:run", WHOLE, "Run the jobs of a file, and report on all."),
     PlainCommand("report", "verglas.cli.commands.report:report", WHOLE, "Rebuild the report of job folders."),

@@ -1,7 +1,7 @@
 """`compare average`: an average of simulated molecules, and their poses, beside the truth."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -166,6 +166,23 @@ def compare_poses(found: Particles, truth: Particles, symmetry: str) -> PoseErro
     UserError
         When hardly any particle lies near a molecule.
     """
+    import torch
+
+    from verglas.ops.rotation import euler_to_matrices
+
+    turned = euler_to_matrices(torch.from_numpy(found.angles_deg))
+    errors = _fit_frames(found, truth, symmetry)
+    for _ in range(2):
+        # Where the map lies off its middle, particles lie off their molecules, each in its own direction, which
+        # disturbs the fit of the specimen's frame: again without that.
+        total = errors.shift_angstrom
+        moved = found.positions_angstrom + (turned @ total[:, None])[..., 0].numpy()
+        errors = _fit_frames(replace(found, positions_angstrom=moved), truth, symmetry)
+        errors = replace(errors, shift_angstrom=total + errors.shift_angstrom)
+    return errors
+
+
+def _fit_frames(found: Particles, truth: Particles, symmetry: str) -> PoseErrors:
     import torch
 
     from verglas.ops.rotation import angular_distance_deg, euler_to_matrices
