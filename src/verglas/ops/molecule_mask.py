@@ -20,6 +20,7 @@ _LOWPASS_ANGSTROM = 14.0
 _LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _STEP_ANGSTROM = 20.0
 _NOISE_DEVIATIONS = 3.0
+_PEAK_DEVIATIONS = 5.0
 _EXPANSION_ANGSTROM = 10.0
 _LEAST_EXPANSION_PX = 3.0
 
@@ -105,10 +106,10 @@ def grow_region(
         When nothing stands out from the noise.
     """
     peak = float(np.quantile(density[np.isfinite(density)], 0.998))
-    if not peak > _NOISE_DEVIATIONS * noise:
+    if not peak > _PEAK_DEVIATIONS * noise:
         raise UserError(
             f"the densest voxels of the map reach {peak:g}, its background scatters by {noise:g}; expected at least "
-            f"{_NOISE_DEVIATIONS:g} times that of a molecule"
+            f"{_PEAK_DEVIATIONS:g} times that of a molecule"
         )
     steps = max(1, round(_STEP_ANGSTROM / voxel_size_angstrom))
     levels = [max(level * peak, _NOISE_DEVIATIONS * noise) for level in _LEVELS]

@@ -142,7 +142,7 @@ def _find_freedoms(symmetry: Rotations | None) -> Float[Tensor, "6 f"]:
 def _weigh_shells(first: Tensor, second: Tensor, mask: Tensor, pixel_size_angstrom: float) -> Values:
     """Weights that whiten the first map and count each shell by its signal to noise."""
     _, curve = fourier_shell_correlation(first, second, pixel_size_angstrom, mask)
-    kept = curve.clamp(0.0, 0.95)
+    kept = curve.clamp(0.0, 0.999)
     shape = tuple(first.shape)
     shell = fourier_shells(shape, first.device)
     power = torch.fft.rfftn(first * mask).abs().square()
