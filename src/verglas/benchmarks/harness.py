@@ -20,6 +20,7 @@ from verglas.runtime import available_cores
 
 BENCHMARKS = {
     "align-tilts": "verglas.benchmarks.align_tilts",
+    "average": "verglas.benchmarks.average",
     "backproject": "verglas.benchmarks.backproject",
     "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",

@@ -1,9 +1,9 @@
 """`verglas bench no-invention`: cycles of `align` and `average` on nothing but noise, beginning with a 70S at 40 Å.
 
 Half maps are then alike up to 40 Å, where both half sets share their references, and must not be beyond 35 Å: a
-mask 290 Å wide spreads a shell by 1/290 Å, and 1/40 + 1/290 is 1/35. The same cycles with a planted leak, both
-half sets aligned to the map of all, must be seen to be alike. Curves are averaged over several sets of noise, for
-a single shell of a single set scatters by 1/sqrt(its independent voxels), and that error is a figure too.
+mask 290 Å wide spreads a shell by 1/290 Å, and 1/40 + 1/290 is 1/35. After a cycle with a planted leak, both
+half sets aligned to the map of the first, they must be seen to be alike. Curves are averaged over several sets of
+noise, for a shell of a single set scatters by 1/sqrt(its independent voxels), and that error is a figure too.
 """
 
 import tempfile
@@ -16,21 +16,17 @@ import torch
 
 from verglas.algo.simulation.phantoms import make_demo_ribosome
 from verglas.algo.simulation.render import render_volume
+from verglas.benchmarks.cases import PIXEL_ANGSTROM, write_noise_particles
 from verglas.benchmarks.harness import Figure
 from verglas.errors import UserError
-from verglas.io.mrc import create_mrc, read_mrc, write_mrc
-from verglas.io.relion_particles import write_particles
-from verglas.io.relion_tilt_series import write_tilt_series
+from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.star import read_table
-from verglas.model import ImageReference, Optics, Particles, TiltSeries
 from verglas.ops.fsc import correlation_error, resolution_at
-from verglas.ops.rotation import matrices_to_euler, random_rotations
 from verglas.runtime import available_cores, set_threads
 from verglas.steps.align import ALIGN_STEP, AlignParams
 from verglas.steps.average import AVERAGE_STEP, AverageParams
 from verglas.steps.step import P, RunOptions, Step, run_step
 
-PIXEL_ANGSTROM = 10.0
 RADIUS_ANGSTROM = 145.0
 SHARED_ANGSTROM = 40.0
 LIMIT_ANGSTROM = 35.0
@@ -55,95 +51,58 @@ class _Size:
     cycles: int
     particles: int
     views: int
+    image: int
 
 
 def run(quick: bool) -> Iterator[Figure]:
-    """Run the cycles as they are meant, then with the leak."""
+    """Run the cycles as they are meant, then a few more with the leak."""
     set_threads(available_cores())
-    size = _Size(1, 2, 40, 13) if quick else _Size(4, 4, 200, 41)
-    for leak in (False, True):
-        curves = []
-        # A leak is plain to see in a single set.
-        for seed in range(1 if leak else size.sets):
-            with tempfile.TemporaryDirectory(prefix="verglas-noise-") as scratch:
-                curves.append(_run_cycles(Path(scratch), size, seed, leak=leak))
-        yield from _judge(curves, leak=leak)
+    size = _Size(1, 2, 30, 9, 500) if quick else _Size(4, 4, 200, 41, 800)
+    curves, leaked = [], None
+    for seed in range(size.sets):
+        with tempfile.TemporaryDirectory(prefix="verglas-noise-") as scratch:
+            cycles = _Cycles(Path(scratch), size, seed)
+            curves.append(cycles.run(size.cycles))
+            # A leak is plain to see in a single set.
+            leaked = leaked or cycles.run(1 if quick else 2, leak=True)
+    yield from _judge(curves)
+    assert leaked
+    yield _judge_leak(leaked)
 
 
-def write_noise(folder: Path, views: int, particles: int, seed: int) -> tuple[Path, Path]:
-    """Write views of white noise with a CTF to correct, and particles that are nowhere.
+class _Cycles:
+    """Cycles on one set of noise, that go on where the last ones ended."""
 
-    Parameters
-    ----------
-    folder
-        Where files go.
-    views, particles
-        How many.
-    seed
-        Of all that is random.
+    def __init__(self, folder: Path, size: _Size, seed: int) -> None:
+        self._folder = folder
+        series, self._particles = write_noise_particles(
+            folder, views=size.views, side=size.image, particles=size.particles, seed=seed
+        )
+        box = 2 * int(np.ceil(2 * RADIUS_ANGSTROM / PIXEL_ANGSTROM))
+        molecule = render_volume(make_demo_ribosome(), (box,) * 3, PIXEL_ANGSTROM)
+        write_mrc(folder / "first.mrc", molecule, voxel_size_angstrom=PIXEL_ANGSTROM)
+        self._common = {"tilt_series": series, "particle_radius": RADIUS_ANGSTROM}
+        self._target: dict[str, Path | float] = {
+            "reference": folder / "first.mrc",
+            "lowpass": SHARED_ANGSTROM,
+        }
+        self._done = 0
 
-    Returns
-    -------
-    tuple
-        `tilt_series.star` and `particles.star`.
-    """
-    rng = np.random.default_rng(seed)
-    shape, tilts = (800, 800), np.linspace(-60.0, 60.0, views)
-    stack = folder / "noise.mrc"
-    with create_mrc(stack, (views, *shape), voxel_size_angstrom=PIXEL_ANGSTROM, is_stack=True) as writer:
-        for _ in range(views):
-            writer.write(40 + rng.standard_normal((1, *shape), dtype=np.float32))
-    series = TiltSeries(
-        name="noise",
-        optics=Optics(PIXEL_ANGSTROM),
-        image_shape=shape,
-        images=tuple(ImageReference(stack, row) for row in range(views)),
-        nominal_tilt_deg=tilts,
-        y_tilt_deg=tilts,
-        z_rot_deg=np.full(views, 85.0),
-        exposure_e_per_a2=np.full(views, 3.0),
-        pre_exposure_e_per_a2=np.asarray(
-            np.argsort(np.argsort(np.abs(tilts), kind="stable")) * 3.0, dtype=float
-        ),
-        defocus_u_angstrom=np.full(views, 30000.0),
-        defocus_v_angstrom=np.full(views, 30000.0),
-    )
-    angles = matrices_to_euler(random_rotations(particles, torch.Generator().manual_seed(seed)))
-    table = Particles(
-        tomogram_names=np.full(particles, "noise"),
-        positions_angstrom=rng.uniform(-1, 1, (particles, 3)) * [3000.0, 3000.0, 500.0],
-        angles_deg=angles.numpy(),
-        half_set=1 + np.arange(particles) % 2,
-        score=np.full(particles, np.nan),
-    )
-    write_particles(folder / "particles.star", table)
-    return write_tilt_series(folder, [series]), folder / "particles.star"
-
-
-def _run_cycles(folder: Path, size: _Size, seed: int, *, leak: bool) -> _Curves:
-    series, particles = write_noise(folder, size.views, size.particles, seed)
-    box = 2 * int(np.ceil(2 * RADIUS_ANGSTROM / PIXEL_ANGSTROM))
-    molecule = render_volume(make_demo_ribosome(), (box,) * 3, PIXEL_ANGSTROM)
-    write_mrc(folder / "first.mrc", molecule, voxel_size_angstrom=PIXEL_ANGSTROM)
-    common = {"tilt_series": series, "particle_radius": RADIUS_ANGSTROM}
-    target: dict[str, Path | float] = {"reference": folder / "first.mrc", "lowpass": SHARED_ANGSTROM}
-    for cycle in range(size.cycles):
-        aligned, averaged = folder / f"align{cycle}", folder / f"average{cycle}"
-        _run(ALIGN_STEP, AlignParams.model_validate({"particles": particles} | common | target), aligned)
-        particles = aligned / "particles.star"
-        _run(AVERAGE_STEP, AverageParams.model_validate({"particles": particles} | common), averaged)
-        if leak:
-            target = {"reference": averaged / "maps/average.mrc", "lowpass": 2 * PIXEL_ANGSTROM}
-            _unfilter(averaged)
-        else:
-            target = {"average": averaged, "shared": SHARED_ANGSTROM}
-    return _read_curves(averaged)
-
-
-def _unfilter(job: Path) -> None:
-    """Put the mean of the unfiltered half maps where the average was, so that all their noise leaks."""
-    halves = [read_mrc(job / f"maps/half{half}.mrc") for half in (1, 2)]
-    write_mrc(job / "maps/average.mrc", (halves[0] + halves[1]) / 2, voxel_size_angstrom=PIXEL_ANGSTROM)
+    def run(self, cycles: int, *, leak: bool = False) -> _Curves:
+        """Align and average; with the leak both half sets are aligned to the map of the first, up to Nyquist."""
+        for _ in range(cycles):
+            if leak:
+                last = self._folder / f"average{self._done - 1}"
+                self._target = {"reference": last / "maps/half1.mrc", "lowpass": 2 * PIXEL_ANGSTROM}
+            aligned, averaged = (self._folder / f"{kind}{self._done}" for kind in ("align", "average"))
+            align = {"particles": self._particles} | self._common | self._target
+            _run(ALIGN_STEP, AlignParams.model_validate(align), aligned)
+            self._particles = aligned / "particles.star"
+            average = {"particles": self._particles} | self._common
+            _run(AVERAGE_STEP, AverageParams.model_validate(average), averaged)
+            self._target = {"average": averaged, "shared": SHARED_ANGSTROM}
+            self._done += 1
+        return _read_curves(averaged)
 
 
 def _run(step: Step[P], params: P, folder: Path) -> None:
@@ -166,7 +125,7 @@ def _read_curves(job: Path) -> _Curves:
     return _Curves(frequency, corrected, masked, error)
 
 
-def _judge(found: list[_Curves], *, leak: bool) -> Iterator[Figure]:
+def _judge(found: list[_Curves]) -> Iterator[Figure]:
     """Figures of the mean over all sets of noise."""
     frequency, error = found[0].frequency, found[0].error / len(found) ** 0.5
     corrected, masked = (
@@ -176,17 +135,6 @@ def _judge(found: list[_Curves], *, leak: bool) -> Iterator[Figure]:
     count = error[beyond].pow(-2)
     mean, scatter = float((masked[beyond] * count).sum() / count.sum()), float(count.sum()) ** -0.5
     resolution = float(resolution_at(frequency, corrected, THRESHOLD))
-    if leak:
-        band = beyond & (frequency < 1 / (2.5 * PIXEL_ANGSTROM))
-        seen = float(corrected[band].mean())
-        yield Figure(
-            "no-invention.leak.mean",
-            seen,
-            "",
-            f"a planted leak is seen: above {THRESHOLD} from {LIMIT_ANGSTROM:g} to {2.5 * PIXEL_ANGSTROM:g} Å",
-            seen > THRESHOLD,
-        )
-        return
     yield Figure(
         "no-invention.resolution",
         resolution,
@@ -212,4 +160,20 @@ def _judge(found: list[_Curves], *, leak: bool) -> Iterator[Figure]:
         abs(mean) < 4 * scatter,
         "scatter of that mean for noise",
         scatter,
+    )
+
+
+def _judge_leak(found: _Curves) -> Figure:
+    finest = 2.5 * PIXEL_ANGSTROM
+    band = (found.frequency > 1 / LIMIT_ANGSTROM) & (found.frequency < 1 / finest)
+    count = found.error[band].pow(-2)
+    seen = float((found.masked[band] * count).sum() / count.sum())
+    return Figure(
+        "no-invention.leak.mean",
+        seen,
+        "",
+        f"a planted leak is seen: above {THRESHOLD} from {LIMIT_ANGSTROM:g} to {finest:g} Å",
+        seen > THRESHOLD,
+        "scatter of that mean for noise",
+        float(count.sum()) ** -0.5,
     )

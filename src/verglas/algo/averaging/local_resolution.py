@@ -26,8 +26,8 @@ def measure_local_resolution(
 
     Both maps are filtered to one narrow band of frequencies after the other; the correlation of the two within a
     Gaussian window is the local Fourier shell correlation of that band, by Parseval's theorem (as the moving windows
-    of Cardone et al. 2013, but all of them at once). The window's standard deviation is the wave length; the correlation
-    of noise scatters by 0.07 in it.
+    of Cardone et al. 2013, but all of them at once). The window's standard deviation is the wave length; the
+    correlation of noise scatters by 0.07 in it.
 
     Parameters
     ----------
