@@ -279,6 +279,78 @@ def test_a_first_reference_serves_both_halves(simulation, start, tmp_path):
     assert report.summary.values["score"].value > 0.05
 
 
+def test_classes_are_told_apart_and_taken(simulation, start, tmp_path):
+    """A molecule, and what mirrors it; no more than a few particles take the wrong one."""
+    volume = reference_map(simulation, 44)
+    for name, one in (("wrong", torch.roll(volume.flip(0), 1, 0)), ("right", volume)):
+        write_mrc(tmp_path / f"{name}.mrc", one.numpy(), voxel_size_angstrom=PIXEL)
+    maps = (tmp_path / "wrong.mrc", tmp_path / "right.mrc")
+    report = run_align(simulation, start, tmp_path / "out", reference=maps, lowpass=40.0)
+    few, most = map(int, report.summary.values["classes"].value.split(", "))
+    assert few + most == len(read_particles(start))
+    assert most > 3 * few
+    params = ParticlesParams(particles=(tmp_path / "out/particles.star",), class_number=2)
+    run_step(PARTICLES_STEP, params, tmp_path / "class2", options=QUIET)
+    assert len(read_particles(tmp_path / "class2/particles.star")) == most
+    with pytest.raises(UserError, match="no particle is of class 7"):
+        run_step(PARTICLES_STEP, params.model_copy(update={"class_number": 7}), tmp_path / "x", options=QUIET)
+    with pytest.raises(UserError, match="the particles have no rlnClassNumber"):
+        run_step(
+            PARTICLES_STEP, params.model_copy(update={"particles": (start,)}), tmp_path / "y", options=QUIET
+        )
+
+
+def test_random_orientations_are_spread_and_repeatable(start, tmp_path):
+    found = []
+    for name in "ab":
+        params = ParticlesParams(particles=(start,), orientations="random", seed=4)
+        run_step(PARTICLES_STEP, params, tmp_path / name, options=QUIET)
+        found.append(read_particles(tmp_path / name / "particles.star"))
+    np.testing.assert_array_equal(found[0].angles_deg, found[1].angles_deg)
+    turned = angular_distance_deg(
+        *(euler_to_matrices(torch.from_numpy(one.angles_deg)) for one in (found[0], read_particles(start)))
+    )
+    assert float(turned.median()) > 90
+    assert np.isnan(found[0].score).all()
+
+
+def test_references_are_read_again_when_their_file_changes(simulation, start, tmp_path):
+    path = tmp_path / "first.mrc"
+    scores = []
+    for sign in (1, -1):
+        write_mrc(path, sign * reference_map(simulation, 44).numpy(), voxel_size_angstrom=PIXEL)
+        options = {"reference": path, "turn": 0.0, "shift": 0.0, "refine": False}
+        report = run_align(simulation, start, tmp_path / f"out{sign}", turn_step=None, **options)
+        scores.append(report.summary.values["score"].value)
+    assert scores[0] == pytest.approx(-scores[1], rel=1e-3)
+
+
+def test_maps_of_two_sizes_are_refused(simulation, start, tmp_path):
+    for size in (44, 48):
+        volume = reference_map(simulation, size).numpy()
+        write_mrc(tmp_path / f"{size}.mrc", volume, voxel_size_angstrom=PIXEL)
+    params = AlignParams(
+        particles=start,
+        tilt_series=simulation / "truth/tilt_series.star",
+        reference=(tmp_path / "44.mrc", tmp_path / "48.mrc"),
+        particle_radius=RADIUS,
+    )
+    failed = run_step(ALIGN_STEP, params, tmp_path / "out", options=QUIET).failed
+    assert "expected (44, 44, 44) of 14 Å like the first map" in next(iter(failed.values()))
+
+
+def test_two_kinds_of_grids_at_once_are_refused(start):
+    with pytest.raises(ValueError, match="expected `angle_search` or `turn`"):
+        AlignParams(
+            particles=start,
+            tilt_series=start,
+            reference=start,
+            particle_radius=RADIUS,
+            turn=10.0,
+            angle_search=(10.0, 5.0, 10.0, 5.0),
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -19,6 +19,7 @@ from verglas.errors import UserError
 from verglas.runtime import available_cores
 
 BENCHMARKS = {
+    "align": "verglas.benchmarks.align",
     "align-tilts": "verglas.benchmarks.align_tilts",
     "average": "verglas.benchmarks.average",
     "backproject": "verglas.benchmarks.backproject",

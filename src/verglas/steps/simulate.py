@@ -343,10 +343,11 @@ def _misalign(scale: float) -> "Misalignment":
 def _populate(params: SimulateParams) -> list["Population"]:
     from verglas.algo.simulation.specimen import Population
 
-    return [Population(_make_species(params), params.copies)] if params.copies else []
+    return [Population(make_species(params), params.copies)] if params.copies else []
 
 
-def _make_species(params: SimulateParams) -> "Species":
+def make_species(params: SimulateParams) -> "Species":
+    """Make the molecule in the frame that the angles refer to."""
     from verglas.algo.simulation.atoms import scatterers_from_atoms
     from verglas.algo.simulation.phantoms import make_demo_ribosome
     from verglas.algo.simulation.scatterers import centre_scatterers, coarsen_scatterers
