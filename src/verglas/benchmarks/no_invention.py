@@ -167,13 +167,13 @@ def _judge_leak(found: _Curves) -> Figure:
     finest = 2.5 * PIXEL_ANGSTROM
     band = (found.frequency > 1 / LIMIT_ANGSTROM) & (found.frequency < 1 / finest)
     count = found.error[band].pow(-2)
-    seen = float((found.masked[band] * count).sum() / count.sum())
+    seen, scatter = float((found.masked[band] * count).sum() / count.sum()), float(count.sum()) ** -0.5
     return Figure(
         "no-invention.leak.mean",
         seen,
         "",
-        f"a planted leak is seen: above {THRESHOLD} from {LIMIT_ANGSTROM:g} to {finest:g} Å",
-        seen > THRESHOLD,
+        f"a planted leak is seen: above four times its scatter from {LIMIT_ANGSTROM:g} to {finest:g} Å",
+        seen > 4 * scatter,
         "scatter of that mean for noise",
-        float(count.sum()) ** -0.5,
+        scatter,
     )

@@ -9,8 +9,10 @@ import torch
 from tests.unit.averaging.cases import BALLS, PIXEL, draw_body
 from verglas.algo.averaging.halves import correlate_halves, scale_solvent, sharpen_map
 from verglas.algo.averaging.local_resolution import correlate_locally, measure_local_resolution
+from verglas.algo.averaging.reference import choose_band
 from verglas.algo.averaging.registration import (
     Registration,
+    differentiate_map,
     move_map,
     move_particles,
     register_halves,
@@ -74,6 +76,30 @@ def test_the_second_half_map_is_brought_onto_the_first(turn, shift):
     again = move_map(moved, found, PIXEL)
     error = (again - draw_body(BOX)).square().sum() / draw_body(BOX).square().sum()
     assert float(error) < 5e-3
+
+
+def test_derivatives_are_those_of_small_moves():
+    band = choose_band(BOX, PIXEL, 30.0)
+    basis = differentiate_map(draw_body(BOX), band)
+    z, y, x = (band.places_xyz.long()[:, axis] % BOX for axis in (2, 1, 0))
+
+    def transform(rotation=None, shift=(0.0, 0.0, 0.0)):
+        return torch.fft.rfftn(torch.fft.ifftshift(draw_body(BOX, rotation, shift)))[z, y, x]
+
+    small = 1e-2
+    for axis in range(3):
+        vector = torch.zeros(1, 3, dtype=torch.float64)
+        vector[0, axis] = math.degrees(small)
+        turn = rotation_vectors_to_matrices(vector)[0]
+        shift = np.zeros(3)
+        shift[axis] = small
+        for row, ends in (
+            (1 + axis, (transform(turn), transform(turn.T))),
+            (4 + axis, (transform(shift=shift), transform(shift=-shift))),
+        ):
+            expected = (ends[0] - ends[1]) / (2 * small)
+            error = (basis[row] - expected).abs().square().sum() / expected.abs().square().sum()
+            assert float(error) < 1e-3
 
 
 def test_symmetry_keeps_its_axes():

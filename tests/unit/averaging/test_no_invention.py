@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.unit.averaging.cases import PIXEL, draw_body, make_series
-from verglas.algo.averaging.alignment import SearchPlan, align_particles
+from verglas.algo.averaging.alignment import Reference, align_particles, plan_search
 from verglas.algo.averaging.halves import HalfSums, correlate_halves, filter_average, reconstruct_half
 from verglas.algo.averaging.reference import share_low_resolution
 from verglas.algo.averaging.sums import open_source, sum_particles
@@ -50,13 +50,12 @@ def run_cycles(seed, *, leak=False):
     first = apply_filter(draw_body(BOX), gaussian_lowpass_filter((BOX,) * 3, PIXEL, SHARED), dims=3)
     references, finest = [first] * 2, SHARED
     for _ in range(CYCLES):
-        plan = SearchPlan(
-            radius_angstrom=RADIUS, finest_angstrom=finest, turn_deg=12, step_deg=6, shift_angstrom=15
-        )
+        plan = plan_search(RADIUS, finest, turn_deg=12, step_deg=6, shift_angstrom=15)
         halves = []
-        for half, reference in enumerate(references):
+        for half, volume in enumerate(references):
             rows = slice(half, None, 2)
-            poses = align_particles(source, positions[rows], rotations[rows], reference, plan)
+            reference = Reference(volume * MASK, PIXEL, plan)
+            poses, _ = align_particles(source, positions[rows], rotations[rows], [reference])
             positions[rows], rotations[rows] = poses.positions_angstrom, poses.rotations
             halves.append(HalfSums(*sum_particles(source, positions[rows], rotations[rows], ONE)))
         maps = [reconstruct_half(half, BOX) for half in halves]

@@ -4,13 +4,14 @@ Half sets are aligned to references of their own, so their frames may drift apar
 first, a little turned and shifted; both are whitened and weighed by their signal to noise, shell by shell.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
-from verglas.algo.averaging.reference import Band, choose_band, differentiate_reference, gather_band
+from verglas.algo.averaging.reference import Band, BandValues, choose_band
 from verglas.ops.fft import radial_frequency
 from verglas.ops.filters import apply_filter
 from verglas.ops.fsc import fourier_shell_correlation, resolution_at
@@ -92,8 +93,8 @@ def register_halves(
     for _ in range(_ROUNDS):
         moved = move_map(second, found, pixel_size_angstrom)
         weights = _weigh_shells(first, moved, mask, pixel_size_angstrom)
-        basis = differentiate_reference(apply_filter(first * mask, weights, dims=3), band)
-        data = gather_band(apply_filter(moved * mask, weights, dims=3), band)
+        basis = differentiate_map(apply_filter(first * mask, weights, dims=3), band)
+        data = _gather(apply_filter(moved * mask, weights, dims=3), band)
         step = freedoms @ _solve(basis, data, band, freedoms)
         turn = rotation_vectors_to_matrices(torch.rad2deg(step[:3])[None])[0].T
         shift = found.shift_angstrom - step[3:] * pixel_size_angstrom
@@ -102,6 +103,40 @@ def register_halves(
     strayed = found.turn_deg > _LARGEST_TURN_DEG or float(found.shift_angstrom.norm()) > reach
     worse = _compare(first, move_map(second, found, pixel_size_angstrom), mask, band) <= before
     return stay_put() if strayed or worse else found
+
+
+def differentiate_map(volume: Float[Tensor, "z y x"], band: Band) -> BandValues:
+    """Transform a map and its derivatives by small turns and shifts, within a band.
+
+    A map turned by the small vector ω and shifted by t is, to first order, f - (ω × r)·∇f - t·∇f.
+
+    Parameters
+    ----------
+    volume
+        `(n, n, n)`, zero near its borders.
+    band
+        Of a box of the volume's side.
+
+    Returns
+    -------
+    Tensor
+        `(7, k)` complex64: the map, its derivatives by ω in radians about x, y and z, and by t in voxels along x, y
+        and z.
+    """
+    size = volume.shape[-1]
+    transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
+    axes = (
+        torch.fft.rfftfreq(size, device=volume.device),
+        torch.fft.fftfreq(size, device=volume.device)[:, None],
+        torch.fft.fftfreq(size, device=volume.device)[:, None, None],
+    )
+    dx, dy, dz = (
+        torch.fft.fftshift(torch.fft.irfftn(2j * math.pi * axis * transform, s=volume.shape)) for axis in axes
+    )
+    line = torch.arange(size, dtype=volume.dtype, device=volume.device) - size // 2
+    x, y, z = line, line[:, None], line[:, None, None]
+    slopes = [y * dz - z * dy, z * dx - x * dz, x * dy - y * dx, dx, dy, dz]
+    return torch.stack([_gather(part, band) for part in (volume, *(-slope for slope in slopes))])
 
 
 def move_map(
@@ -166,7 +201,16 @@ def _solve(basis: Tensor, data: Tensor, band: Band, freedoms: Tensor) -> Float[T
 
 def _compare(first: Tensor, second: Tensor, mask: Tensor, band: Band) -> float:
     """Correlation within a band."""
-    one, other = gather_band(first * mask, band), gather_band(second * mask, band)
+    one, other = _gather(first * mask, band), _gather(second * mask, band)
     overlap = (one.conj() * other * band.counts).real.sum()
     powers = [(x.abs().square() * band.counts).sum() for x in (one, other)]
     return float(overlap / (powers[0] * powers[1]).sqrt().clamp(min=1e-30))
+
+
+def _gather(volume: Float[Tensor, "z y x"], band: Band) -> Complex[Tensor, " k"]:
+    """Transform a volume centred on voxel `n // 2` and keep what lies within a band; complex64."""
+    size = volume.shape[-1]
+    transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
+    x, y, z = band.places_xyz.long().unbind(-1)
+    values: Tensor = transform[z % size, y % size, x].to(torch.complex64)
+    return values
