@@ -34,7 +34,6 @@ from verglas.ops.rotation import (
     random_rotations,
     rotation_vectors_to_matrices,
 )
-from verglas.ops.statistics import fourier_shells
 
 BOX = 32
 ONE = torch.eye(3, dtype=torch.float64)[None]
@@ -259,22 +258,6 @@ def test_halves_of_signal_keep_it_and_halves_of_noise_lose_it(noisy):
     raw = reconstruct_half(lost[0] + lost[1], BOX)
     fine = torch.fft.rfftn(left)[8:24].abs().mean() / torch.fft.rfftn(raw)[8:24].abs().mean()
     assert float(fine) < 0.1
-
-
-def test_sharpening_is_the_bfactor(noisy):
-    source, positions, rotations = noisy
-    half = average(source, positions, rotations)
-    found = reconstruct_half(half, BOX)
-    curves = correlate_halves(found, found, PIXEL, torch.ones((BOX,) * 3))
-    plain, sharp = (
-        torch.fft.rfftn(
-            torch.fft.ifftshift(filter_average(half, curves, BOX, PIXEL, whole=True, bfactor_a2=b))
-        )
-        for b in (0.0, 2000.0)
-    )
-    shell = fourier_shells((BOX,) * 3) == 5
-    ratio = (sharp[shell].abs().square().sum() / plain[shell].abs().square().sum()).sqrt()
-    assert float(ratio) == pytest.approx(math.exp(2000 / 4 * (5 / (BOX * PIXEL)) ** 2), rel=0.03)
 
 
 def test_low_resolution_is_shared_and_the_rest_is_not():
