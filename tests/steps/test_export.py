@@ -184,7 +184,9 @@ def test_tables_come_back(ribosomes, tmp_path):
 
 def test_dynamo_counts_voxels_of_its_tomogram_from_one(ribosomes, tmp_path):
     one = read_tomograms(ribosomes.tomograms)[0]
-    middle = replace(ribosomes.truth.take([0, 1]), positions_angstrom=np.zeros((2, 3)), angles_deg=np.zeros((2, 3)))
+    middle = replace(
+        ribosomes.truth.take([0, 1]), positions_angstrom=np.zeros((2, 3)), angles_deg=np.zeros((2, 3))
+    )
     write_particles(tmp_path / "p.star", middle)
     run_export(ribosomes, tmp_path / "out", "dynamo", particles=tmp_path / "p.star")
     table = read_dynamo_table(tmp_path / "out/particles.tbl")

@@ -112,7 +112,11 @@ def test_damage_loss_and_views_without_defocus():
     limit = float(critical_exposure(torch.tensor([5 / (BOX * PIXEL)]))[0])
     assert float(damaged[0, 7, 0, 5]) == pytest.approx(math.exp(-0.5 * 21 / limit), rel=1e-4)
     lost = compute_transfer(
-        views, find_heights(views, place), BOX, PIXEL, TransferModel(ctf=False, dose=False, ice_thickness_angstrom=2000.0)
+        views,
+        find_heights(views, place),
+        BOX,
+        PIXEL,
+        TransferModel(ctf=False, dose=False, ice_thickness_angstrom=2000.0),
     )
     assert float(lost[0, 0, 0, 0] / lost[0, 6, 0, 0]) == pytest.approx(
         math.exp(
