@@ -267,7 +267,7 @@ def reconstruct_from_slices(
     return crop_transform(sums / weights.clamp(min=least), size)
 
 
-def crop_transform(transform: PaddedRfft, size: int) -> Float[Tensor, "z y x"]:
+def crop_transform(transform: PaddedRfft | PaddedWeights, size: int) -> Float[Tensor, "z y x"]:
     """Return to real space what slices were inserted into with trilinear weights, cropped and corrected for them.
 
     Parameters
