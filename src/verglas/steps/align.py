@@ -59,6 +59,13 @@ class AlignParams(Params):
     refine: Annotated[
         bool, Field(description="refine the best pose to fractions of a degree and of a pixel")
     ] = True
+    rescore: Annotated[
+        bool,
+        Field(
+            description="only score each particle, at the best pose found, against the half map of the other half "
+            "set, to which it has given nothing and of which nothing is shared; all poses stay as they are"
+        ),
+    ] = False
     ice_thickness: Annotated[
         float,
         Field(
@@ -72,6 +79,8 @@ class AlignParams(Params):
     def _check_references(self) -> Self:
         if (self.average is None) == (self.reference is None):
             raise ValueError("expected one of `average` and `reference`, and not both")
+        if self.rescore and self.average is None:
+            raise ValueError("`rescore` goes with `average`, whose half maps are independent")
         return self
 
 
@@ -122,11 +131,15 @@ def run_item(item: Item, params: AlignParams, context: Context) -> ItemResult:
     new_positions, new_rotations = positions.clone(), rotations.clone()
     scores = torch.zeros(len(before), dtype=torch.float64)
     for half, reference in enumerate(references, 1):
-        rows = torch.from_numpy(np.flatnonzero(before.half_set == half))
-        if len(rows):
-            poses = align_particles(source, positions[rows], rotations[rows], reference.to(device), plan)
+        served = 3 - half if params.rescore else half
+        rows = torch.from_numpy(np.flatnonzero(before.half_set == served))
+        if not len(rows):
+            continue
+        poses = align_particles(source, positions[rows], rotations[rows], reference.to(device), plan)
+        scores[rows] = poses.scores
+        # A pose that follows the other half's map would carry its noise into both.
+        if not params.rescore:
             new_positions[rows], new_rotations[rows] = poses.positions_angstrom, poses.rotations
-            scores[rows] = poses.scores
     after = replace(
         before,
         positions_angstrom=new_positions.numpy(),
@@ -172,8 +185,10 @@ def _read_references(params: AlignParams) -> "tuple[list[torch.Tensor], float, f
             volumes[0], gaussian_lowpass_filter(tuple(volumes[0].shape), pixel, params.lowpass), dims=3
         )
         return [low, low], pixel, params.resolution or params.lowpass
-    first, second = share_low_resolution(volumes[0], volumes[1], pixel, params.shared)
-    return [first, second], pixel, params.resolution or _read_resolution(paths[2])
+    halves = (volumes[0], volumes[1])
+    if not params.rescore:
+        halves = share_low_resolution(*halves, pixel, params.shared)
+    return [*halves], pixel, params.resolution or _read_resolution(paths[2])
 
 
 def _read_resolution(path: Path) -> float:
