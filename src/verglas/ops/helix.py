@@ -8,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from scipy.optimize import minimize
-from scipy.signal import fftconvolve
 
 from verglas.errors import UserError
+from verglas.ops.fft import fast_size
 
 FloatArray = npt.NDArray[np.floating[Any]]
+ComplexArray = npt.NDArray[np.complexfloating[Any, Any]]
 
-_COARSE_VOXELS = 80
+_COARSE_VOXELS = 64
 _STEP_DEG = 6.0
-_RADII = 8
+_SMALLEST = 2.5
 _KEPT = 3
 _SHELLS = np.array([1.0, 0.4])
 _ANGLES = 360
@@ -129,10 +130,9 @@ def find_tube(volume: FloatArray, largest_radius: float | None = None) -> Tube:
     factor = min(1.0, _COARSE_VOXELS / max(volume.shape))
     coarse = zoom(gaussian_filter(values, 0.5 / factor), factor, order=1)
     largest = (largest_radius or sorted(volume.shape)[1] / 2) * factor
-    candidates = [
-        _find_ring(coarse, direction, np.linspace(0.15, 1.0, _RADII) * largest)
-        for direction in _spread_directions()
-    ]
+    side = fast_size(math.ceil(np.linalg.norm(coarse.shape)) + 2)
+    rings = _make_rings(np.arange(_SMALLEST, max(largest, _SMALLEST) + 0.5), side)
+    candidates = [_find_ring(coarse, direction, rings, side) for direction in _spread_directions()]
     candidates.sort(key=lambda one: -one[0])
     smooth = gaussian_filter(values, 1.0)
     shape = np.array(coarse.shape[::-1])
@@ -153,39 +153,59 @@ def _spread_directions() -> FloatArray:
     return np.stack([across * np.cos(turn), across * np.sin(turn), z], axis=1)
 
 
+@dataclass(frozen=True, eq=False)
+class _Ring:
+    """Transforms of a ring and of what it holds, on a square frame."""
+
+    radius: float
+    wall: ComplexArray
+    hollow: ComplexArray
+
+
+def _make_rings(radii: FloatArray, side: int) -> list[_Ring]:
+    axis = np.fft.fftfreq(side, 1 / side)
+    grid = np.hypot(axis[:, None], axis)
+    return [
+        _Ring(
+            float(radius),
+            np.fft.rfft2(np.clip(1.5 - np.abs(grid - radius), 0, 1)),
+            np.fft.rfft2(np.clip(radius - 1.5 - grid, 0, 1)),
+        )
+        for radius in radii
+    ]
+
+
 def _find_ring(
-    values: FloatArray, direction: FloatArray, radii: FloatArray
+    values: FloatArray, direction: FloatArray, rings: list[_Ring], side: int
 ) -> tuple[float, FloatArray, FloatArray, float]:
     """Score, centre, direction and radius of the best ring of a volume that is summed along a direction."""
-    probe = Tube(np.zeros(3), direction, 0.0, 0.0)
-    first, second = probe.across
-    z, y, x = np.indices(values.shape)
-    points = np.stack([x, y, z], axis=-1).reshape(-1, 3) - (np.array(values.shape[::-1]) - 1) / 2
-    u, v = points @ first, points @ second
-    reach = math.ceil(max(np.abs(u).max(), np.abs(v).max())) + 1
-    side = 2 * reach + 1
-    cells = np.rint(u + reach).astype(int) * side + np.rint(v + reach).astype(int)
-    sums = np.bincount(cells, values.reshape(-1), side * side).reshape(side, side)
-    counts = np.bincount(cells, minlength=side * side).reshape(side, side)
+    first, second = Tube(np.zeros(3), direction, 0.0, 0.0).across
+    middle = (np.array(values.shape[::-1]) - 1) / 2
+    z, y, x = (np.arange(n) - (n - 1) / 2 for n in values.shape)
+    u, v = (
+        np.rint(x * one[0] + y[:, None] * one[1] + z[:, None, None] * one[2]).astype(int)
+        for one in (first, second)
+    )
+    cells = (((u + side // 2) * side) + v + side // 2).reshape(-1)
+    images = [
+        np.fft.rfft2(np.bincount(cells, weights, side * side).reshape(side, side))
+        for weights in (values.reshape(-1), None)
+    ]
     best = (-math.inf, np.zeros(3), direction, 0.0)
-    for radius in radii:
-        n = math.ceil(radius) + 2
-        grid = np.hypot(*np.meshgrid(np.arange(-n, n + 1), np.arange(-n, n + 1)))
-        ring = np.clip(1.5 - np.abs(grid - radius), 0, 1)
-        inner = np.clip(radius - 1.5 - grid, 0, 1)
-        total, weight = (fftconvolve(one, ring, mode="same") for one in (sums, counts))
-        hollow, hollow_weight = (fftconvolve(one, inner, mode="same") for one in (sums, counts))
+    for ring in rings:
+        total, weight, inside, count = (
+            np.fft.irfft2(image * kernel, s=(side, side))
+            for kernel in (ring.wall, ring.hollow)
+            for image in images
+        )
         # A ring that is mostly outside the volume would be of few voxels.
         enough = weight > 0.5 * weight.max()
-        lightness = hollow / np.maximum(hollow_weight, 1)
-        score = np.where(
-            enough, (total / np.maximum(weight, 1) - lightness) * np.sqrt(weight.clip(0)), -math.inf
-        )
+        contrast = total / weight.clip(1) - inside / count.clip(1)
+        score = np.where(enough, contrast * np.sqrt(weight.clip(0)), -math.inf)
         place = np.unravel_index(score.argmax(), score.shape)
         if score[place] > best[0]:
-            offset = (place[0] - reach) * first + (place[1] - reach) * second
-            centre = offset + (np.array(values.shape[::-1]) - 1) / 2
-            best = (float(score[place]), centre, direction, float(radius))
+            offset = (place[0] - side // 2) * first + (place[1] - side // 2) * second
+            best = (float(score[place]), middle + offset, direction, ring.radius)
     return best
 
 
