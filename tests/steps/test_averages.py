@@ -351,6 +351,26 @@ def test_two_kinds_of_grids_at_once_are_refused(start):
         )
 
 
+def test_rescoring_is_done_against_the_other_half_and_moves_nothing(simulation, start, cycle, tmp_path):
+    table = read_particles(start)
+    run_align(simulation, start, tmp_path / "rescored", average=cycle / "average0", rescore=True)
+    rescored = read_particles(tmp_path / "rescored/particles.star")
+    assert np.allclose(rescored.positions_angstrom, table.positions_angstrom, atol=1e-3)
+    assert np.allclose(rescored.angles_deg, table.angles_deg, atol=1e-3)
+    # The same scores come about when the half sets trade their names and nothing is shared.
+    write_particles(tmp_path / "traded.star", replace(table, half_set=3 - table.half_set))
+    run_align(
+        simulation, tmp_path / "traded.star", tmp_path / "align", average=cycle / "average0", shared=1e6
+    )
+    traded = read_particles(tmp_path / "align/particles.star")
+    assert np.allclose(rescored.score, traded.score, atol=1e-4)
+    # A particle is part of its own half's map, noise and all.
+    own = read_particles(cycle / "align1/particles.star")
+    assert own.score.mean() > rescored.score.mean() + 0.005
+    with pytest.raises(ValueError, match="`rescore` goes with `average`"):
+        run_align(simulation, start, tmp_path / "bad", reference=tmp_path / "none.mrc", rescore=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

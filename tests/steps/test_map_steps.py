@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from verglas.errors import UserError
 from verglas.io.mrc import read_mrc, read_mrc_header, write_mrc
+from verglas.steps.helix import HELIX_STEP, HelixParams
 from verglas.steps.mask import MASK_STEP, MaskParams
 from verglas.steps.rescale import RESCALE_STEP, RescaleParams
 from verglas.steps.step import RunOptions, run_step
@@ -155,3 +156,29 @@ def test_the_axis_of_a_ring_is_found(tmp_path):
     weights = (aligned > 0.5).astype(float)
     middle = [np.average(place - 18, weights=weights) for place in np.indices(aligned.shape)]
     np.testing.assert_allclose(np.abs(middle), (1.5 * np.sin(turn), 0, 0), atol=0.15)
+
+
+def test_helix_measures_a_real_microtubule(shared_data, tmp_path):
+    """13 strands and a repeat of about 41 Å, as its README says; the wedge favours 11 and 15."""
+    params = HelixParams(
+        maps=(shared_data / "microtubule/13pf_MT.tif",), pixel_size=10.52, bright=True, repeat=(25.0, 60.0)
+    )
+    report = run_step(HELIX_STEP, params, tmp_path / "out", options=QUIET)
+    assert not report.failed, report.failed
+    values = json.loads((tmp_path / "out/items/13pf_MT.json").read_text())["values"]
+    assert values["strands"] == 13
+    # Whose rows come first in a TIFF is a matter of the program, and with it the hand.
+    assert abs(values["starts"]) == 3
+    assert 40.0 < values["repeat_angstrom"] < 42.0
+    assert 100 < values["radius_angstrom"] < 120
+    assert (tmp_path / "out/figures/13pf_MT.png").stat().st_size > 10_000
+
+
+def test_helix_wants_a_voxel_size_that_shows_the_repeat(shared_data, tmp_path):
+    tiff = shared_data / "microtubule/13pf_MT.tif"
+    for pixel, words in ((None, "tells no voxel size"), (20.0, "needs voxels of at most 12.5 Å")):
+        params = HelixParams(maps=(tiff,), pixel_size=pixel)
+        report = run_step(HELIX_STEP, params, tmp_path / str(pixel), options=QUIET)
+        assert words in report.failed["13pf_MT"]
+    with pytest.raises(UserError, match="two rising lengths"):
+        run_step(HELIX_STEP, HelixParams(maps=(tiff,), repeat=(60.0, 25.0)), tmp_path / "bad", options=QUIET)

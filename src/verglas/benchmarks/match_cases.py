@@ -1,6 +1,11 @@
-"""Crowded tomograms with known contents, and what a search makes of them."""
+"""Crowded tomograms with known contents, and what a search makes of them.
+
+Ribosome, proteasome and one of the decoys are atomic models where `VERGLAS_SHARED_DATA` has them, else solids of
+about their shapes; the figures say which.
+"""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +16,29 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from verglas.algo.simulation.atoms import scatterers_from_atoms
 from verglas.algo.simulation.phantoms import MACROMOLECULE_V, make_demo_ribosome
 from verglas.algo.simulation.render import render_volume
-from verglas.algo.simulation.scatterers import Scatterers
+from verglas.algo.simulation.scatterers import (
+    Scatterers,
+    centre_scatterers,
+    coarsen_scatterers,
+    move_scatterers,
+)
 from verglas.algo.simulation.solids import fill_solid
 from verglas.algo.simulation.specimen import Population, Species, build_specimen
 from verglas.algo.simulation.surroundings import surround_specimen, visible_extent
 from verglas.algo.simulation.tilt_series import simulate_tilt_series
 from verglas.algo.simulation.views import Conditions
 from verglas.benchmarks.harness import Figure
+from verglas.io.atoms import read_atoms
 from verglas.io.mrc import create_mrc, write_mrc
 from verglas.io.relion_particles import read_particles
 from verglas.io.relion_tilt_series import write_tilt_series
 from verglas.model import ImageReference, Optics, Particles, TiltSeries
 from verglas.ops.rotation import angular_distance_deg, euler_to_matrices
 from verglas.ops.symmetry import symmetry_matrices
+from verglas.ops.symmetry_search import find_symmetry_frame
 from verglas.steps.match import MATCH_STEP, MatchParams
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
 from verglas.steps.step import RunOptions, run_step
@@ -55,12 +68,57 @@ _TARGETS = (_Target("ribosome", "C1", 40.0, 15.0, 0.95), _Target("proteasome", "
 def find_in_crowd(quick: bool) -> Iterator[Figure]:
     """Search crowded tomograms of several noise levels; the quick case is a small one with ribosomes only."""
     levels = {"good": _EXPOSURES["good"]} if quick else _EXPOSURES
+    cast = _make_cast(None if quick else _find_models())
     for level, exposure in levels.items():
         with tempfile.TemporaryDirectory(prefix="verglas-crowd-") as scratch:
             folder = Path(scratch)
-            truth, size = _make_crowd(folder, exposure, quick)
+            truth, size = _make_crowd(folder, cast, exposure, quick)
             for target in _TARGETS[:1] if quick else _TARGETS:
-                yield from _judge(folder, truth, size, target, level)
+                yield from _judge(folder, truth, size, target, level, cast.kind)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cast:
+    """Species of a crowd, the two targets first, and what they are made of."""
+
+    species: tuple[Species, ...]
+    kind: str
+
+
+_DATA = "VERGLAS_SHARED_DATA"
+_MODELS = {"ribosome": "4v5d.cif.gz", "proteasome": "3j9i.pdb.gz", "ball": "6z6u.pdb.gz"}
+_SPACING = 8.0
+"""Å between the Gaussians that atoms are merged into, for images of 10 Å a pixel."""
+
+
+def _find_models() -> Path | None:
+    folder = Path(os.environ.get(_DATA, "../shared/data")) / "models"
+    return folder if all((folder / name).exists() for name in _MODELS.values()) else None
+
+
+def _make_cast(models: Path | None) -> _Cast:
+    """Make a 70S ribosome, a 20S proteasome, a hollow ball like ferritin, a thick disc, and a rod."""
+    solids = {
+        "ribosome": make_demo_ribosome(),
+        "proteasome": make_proteasome(10.0),
+        **_make_decoys(10.0),
+    }
+    if models is None:
+        return _Cast(tuple(Species(name, body) for name, body in solids.items()), "solids")
+    bodies = {name: _read_body(models / file) for name, file in _MODELS.items()}
+    barrel = bodies["proteasome"]
+    density = torch.from_numpy(render_volume(barrel, (40, 40, 40), 6.0))
+    # Templates with symmetry have their axes as the group's.
+    bodies["proteasome"] = move_scatterers(barrel, find_symmetry_frame(density, "D7").rotation.numpy())
+    return _Cast(tuple(Species(name, body) for name, body in (solids | bodies).items()), "atomic models")
+
+
+def _read_body(path: Path) -> Scatterers:
+    atoms = read_atoms(path)
+    body = scatterers_from_atoms(
+        atoms.positions_angstrom, atoms.atomic_numbers, atoms.b_factors_a2, atoms.occupancies
+    )
+    return centre_scatterers(coarsen_scatterers(body, _SPACING))
 
 
 def make_proteasome(spacing_angstrom: float) -> Scatterers:
@@ -77,7 +135,7 @@ def make_proteasome(spacing_angstrom: float) -> Scatterers:
     return fill_solid(inside, (60.0, 60.0, 78.0), spacing_angstrom, MACROMOLECULE_V)
 
 
-def _make_decoys(spacing: float) -> list[Species]:
+def _make_decoys(spacing: float) -> dict[str, Scatterers]:
     """Make a hollow ball like ferritin, a thick disc, and a rod."""
 
     def ball(points: FloatArray) -> npt.NDArray[np.bool_]:
@@ -91,13 +149,14 @@ def _make_decoys(spacing: float) -> list[Species]:
         return np.asarray((np.hypot(points[:, 0], points[:, 1]) < 25) & (np.abs(points[:, 2]) < 110))
 
     shapes = {"ball": (ball, 65.0), "disc": (disc, 78.0), "rod": (rod, 112.0)}
-    return [
-        Species(name, fill_solid(inside, half, spacing, MACROMOLECULE_V))
-        for name, (inside, half) in shapes.items()
-    ]
+    return {
+        name: fill_solid(inside, half, spacing, MACROMOLECULE_V) for name, (inside, half) in shapes.items()
+    }
 
 
-def _make_crowd(folder: Path, exposure: float, quick: bool) -> tuple[Particles, tuple[float, float, float]]:
+def _make_crowd(
+    folder: Path, cast: _Cast, exposure: float, quick: bool
+) -> tuple[Particles, tuple[float, float, float]]:
     """Write series, tomograms and templates; return the true molecules and the sides of the field, xyz."""
     side, thickness, share = (128, 800.0, 0.07) if quick else (320, 1500.0, 1.0)
     tilts = np.arange(-60.0, 61.0, 5.0 if quick else 3.0)
@@ -114,15 +173,9 @@ def _make_crowd(folder: Path, exposure: float, quick: bool) -> tuple[Particles, 
         defocus_u_angstrom=np.full(len(tilts), 30000.0),
         defocus_v_angstrom=np.full(len(tilts), 30000.0),
     )
-    ribosome, proteasome = (
-        Species("ribosome", make_demo_ribosome()),
-        Species("proteasome", make_proteasome(10.0)),
-    )
     population = [
         Population(species, max(1, round(share * count)))
-        for species, count in zip(
-            (ribosome, proteasome, *_make_decoys(10.0)), (90, 60, 60, 60, 60), strict=True
-        )
+        for species, count in zip(cast.species, (90, 60, 60, 60, 60), strict=True)
     ]
     field = (side * _PIXEL, side * _PIXEL, thickness)
     gold = {"bead_count": 2 if quick else 10}
@@ -133,14 +186,14 @@ def _make_crowd(folder: Path, exposure: float, quick: bool) -> tuple[Particles, 
     with create_mrc(folder / "crowd.mrc", images.shape, voxel_size_angstrom=_PIXEL, is_stack=True) as writer:
         writer.write(images)
     write_tilt_series(folder, [series])
-    for species in (ribosome, proteasome):
+    for species in cast.species[: len(_TARGETS)]:
         density = render_volume(species.scatterers, (60, 60, 60), 6.0)
         write_mrc(folder / f"{species.name}.mrc", density, voxel_size_angstrom=6.0)
     return inner.particles, field
 
 
 def _judge(
-    folder: Path, truth: Particles, size: tuple[float, float, float], target: _Target, level: str
+    folder: Path, truth: Particles, size: tuple[float, float, float], target: _Target, level: str, kind: str
 ) -> Iterator[Figure]:
     """Search one species and compare the picks with the truth."""
     quiet = RunOptions(quiet=True, device="cpu")
@@ -169,7 +222,7 @@ def _judge(
     yield Figure(
         f"{name}.f1",
         f1,
-        f"precision {precision:.2f}, recall {recall:.2f}, {right} right",
+        f"precision {precision:.2f}, recall {recall:.2f}, {right} right; {kind}",
         target=f"at least {target.wanted}" if realistic else "",
         holds=f1 >= target.wanted if realistic else None,
     )

@@ -159,6 +159,12 @@ STEPS = (
         "Average maps over a point group, and find its axes.",
     ),
     StepCommand(
+        "helix",
+        "verglas.steps.helix.HELIX_STEP",
+        SUBTOMOGRAMS,
+        "Measure the helical lattice of tubes.",
+    ),
+    StepCommand(
         "rescale",
         "verglas.steps.rescale.RESCALE_STEP",
         SUBTOMOGRAMS,

@@ -103,6 +103,13 @@ class AlignParams(Params):
     refine: Annotated[
         bool, Field(description="refine the best pose to fractions of a degree and of a pixel")
     ] = True
+    rescore: Annotated[
+        bool,
+        Field(
+            description="only score each particle, at the best pose found, against the half map of the other half "
+            "set, to which it has given nothing and of which nothing is shared; all poses stay as they are"
+        ),
+    ] = False
     ice_thickness: Annotated[
         float,
         Field(
@@ -118,6 +125,8 @@ class AlignParams(Params):
             raise ValueError("expected one of `average` and `reference`, and not both")
         if self.angle_search is not None and (self.turn is not None or self.turn_step is not None):
             raise ValueError("expected `angle_search` or `turn` and `turn_step`, and not both")
+        if self.rescore and not self.average:
+            raise ValueError("`rescore` goes with `average`, whose half maps are independent")
         return self
 
 
@@ -157,8 +166,10 @@ def run_item(item: Item, params: AlignParams, context: Context) -> ItemResult:
         rows = torch.from_numpy(np.flatnonzero(before.half_set == half))
         if len(rows):
             poses, chosen = align_particles(source, positions[rows], rotations[rows], references)
-            new_positions[rows], new_rotations[rows] = poses.positions_angstrom, poses.rotations
             scores[rows], classes[rows] = poses.scores, chosen + 1
+            # A pose that follows the other half's map would carry its noise into both.
+            if not params.rescore:
+                new_positions[rows], new_rotations[rows] = poses.positions_angstrom, poses.rotations
     after = replace(
         before,
         positions_angstrom=new_positions.numpy(),

@@ -134,10 +134,11 @@ def _read_pairs(params: "AlignParams") -> "tuple[list[tuple[torch.Tensor, torch.
         lowpass = gaussian_lowpass_filter(tuple(volumes[0].shape), pixel, params.lowpass)
         low = [apply_filter(volume, lowpass, dims=3) for volume in volumes]
         return [(one, one) for one in low], pixel, params.resolution or params.lowpass
-    pairs = [
-        share_low_resolution(one, other, pixel, params.shared)
-        for one, other in zip(volumes[::2], volumes[1::2], strict=True)
-    ]
+    pairs = list(zip(volumes[::2], volumes[1::2], strict=True))
+    if params.rescore:
+        pairs = [(other, one) for one, other in pairs]
+    else:
+        pairs = [share_low_resolution(one, other, pixel, params.shared) for one, other in pairs]
     # Scores of classes are compared, so all of them are taken to the detail that each of them has.
     finest = params.resolution or max(_read_resolution(folder / "fsc.star") for folder in params.average)
     return pairs, pixel, finest

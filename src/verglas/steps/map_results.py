@@ -30,6 +30,8 @@ def read_volume(path: Path, voxel_size_angstrom: float | None = None) -> tuple[F
     """
     from verglas.io.mrc import check_finite, read_mrc, read_mrc_header
 
+    if path.suffix.lower() in {".tif", ".tiff"}:
+        return _read_tiff_volume(path, voxel_size_angstrom)
     header = read_mrc_header(path)
     voxel = voxel_size_angstrom or header.pixel_size_angstrom
     if not voxel:
@@ -40,6 +42,16 @@ def read_volume(path: Path, voxel_size_angstrom: float | None = None) -> tuple[F
     if len(header.shape) != 3 or min(header.shape) < 2:
         raise UserError(f"{str(path)!r} has (z, y, x) = {header.shape}; expected a volume")
     return check_finite(read_mrc(path), f"map {str(path)!r}"), float(voxel)
+
+
+def _read_tiff_volume(path: Path, voxel: float | None) -> tuple[FloatArray, float]:
+    from verglas.io.movie import open_movie
+
+    movie = open_movie(path)
+    voxel = voxel or movie.pixel_size_angstrom
+    if not voxel:
+        raise UserError(f"{str(path)!r} tells no voxel size; expected one in Å to be given")
+    return np.asarray(movie.frames(), dtype=np.float32), voxel
 
 
 def read_mask(path: Path, shape: tuple[int, int, int]) -> FloatArray:
