@@ -57,6 +57,12 @@ class PlainCommand:
 
 STEPS = (
     StepCommand(
+        "preprocess",
+        "verglas.steps.preprocess.PREPROCESS_STEP",
+        FRAMES,
+        "Work on micrographs before they are used.",
+    ),
+    StepCommand(
         "import",
         "verglas.steps.import_series.IMPORT_STEP",
         TILT_SERIES,
