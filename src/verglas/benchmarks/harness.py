@@ -30,6 +30,7 @@ BENCHMARKS = {
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",
     "star": "verglas.benchmarks.star",
+    "subtract": "verglas.benchmarks.subtract",
     "tilt-ctf": "verglas.benchmarks.tilt_ctf",
 }
 """Modules that hold `run(quick: bool) -> Iterator[Figure]`, imported only when asked for."""

@@ -67,7 +67,7 @@ def make_micrograph(size: int, seed: int = 0) -> npt.NDArray[np.float32]:
     for _ in range(12):
         place = rng.random(2)
         mean -= 8 * (np.hypot(y - place[0], x - place[1]) < 0.04)
-    image = rng.poisson(mean).astype(np.float32)
+    image: npt.NDArray[np.float32] = rng.poisson(mean).astype(np.float32)
     image.ravel()[rng.choice(image.size, 40, replace=False)] = np.repeat([0, 4000], 20)
     return image
 

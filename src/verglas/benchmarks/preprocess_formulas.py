@@ -42,14 +42,16 @@ def _resampling_matrix(size: int, new: int) -> npt.NDArray[np.complex128]:
     there = np.exp(2j * np.pi * np.outer(places, waves) / size)
     back = np.exp(-2j * np.pi * np.outer(waves, np.arange(size)) / size)
     # Real part already here: the waves come in pairs of opposite sign.
-    return (there @ back / size).real.astype(complex)
+    matrix: npt.NDArray[np.complex128] = (there @ back / size).real.astype(complex)
+    return matrix
 
 
 def filter_waves(image: Array, transfer: npt.ArrayLike) -> Array:
     """Multiply the waves of `(y, x)` by a function of their frequency, given on the grid of `frequencies`."""
     y, x = (np.exp(-2j * np.pi * np.outer(np.arange(size), np.arange(size)) / size) for size in image.shape)
     waves = (y @ image @ x) * transfer
-    return np.real(y.conj() @ waves @ x.conj()) / image.size
+    filtered: Array = np.real(y.conj() @ waves @ x.conj()) / image.size
+    return filtered
 
 
 def frequencies(shape: tuple[int, ...]) -> Array:

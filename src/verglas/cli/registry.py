@@ -165,6 +165,18 @@ STEPS = (
         "Resample maps to another voxel size.",
     ),
     StepCommand(
+        "subtract",
+        "verglas.steps.subtract.SUBTRACT_STEP",
+        SUBTRACTION,
+        "Take a part of a map out of particle images.",
+    ),
+    StepCommand(
+        "subtract revert",
+        "verglas.steps.subtract_revert.SUBTRACT_REVERT_STEP",
+        SUBTRACTION,
+        "Give subtracted particles their original images.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,

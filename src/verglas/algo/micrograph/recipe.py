@@ -82,8 +82,8 @@ class Recipe:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of what is done, in its order."""
-        order = ("crop", "logarithm", "bad_pixels", "invert", "downsample", "denoise")
-        order += ("gaussian", "highpass", "lowpass", "normalise")
+        order = ["crop", "logarithm", "bad_pixels", "invert", "downsample", "denoise"]
+        order += ["gaussian", "highpass", "lowpass", "normalise"]
         return tuple(name for name in order if getattr(self, name) not in (None, False))
 
 

@@ -52,7 +52,8 @@ def energy_gradient(
         return energy_gradient_reference(trial, seen, model, last, last_gradient, out)
     sums = np.zeros((-(-trial.shape[0] // _BLOCK_ROWS), 3))
     constants = np.array([model.k1, model.k2, model.weight, model.roundness**2]).astype(trial.numpy().dtype)
-    _energy_gradient_numba(*(array.numpy() for array in arrays), constants, sums)
+    x, y, x0, g0, g = (array.numpy() for array in arrays)
+    _energy_gradient_numba(x, y, x0, g0, g, constants, sums)
     energy, square, product = sums.sum(axis=0)
     return float(energy), float(square), float(product)
 
