@@ -28,10 +28,12 @@ BENCHMARKS = {
     "fiducials": "verglas.benchmarks.fiducials",
     "match": "verglas.benchmarks.match",
     "no-invention": "verglas.benchmarks.no_invention",
+    "preprocess": "verglas.benchmarks.preprocess",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",
     "star": "verglas.benchmarks.star",
+    "subtract": "verglas.benchmarks.subtract",
     "tilt-ctf": "verglas.benchmarks.tilt_ctf",
 }
 """Modules that hold `run(quick: bool) -> Iterator[Figure]`, imported only when asked for."""

@@ -57,6 +57,12 @@ class PlainCommand:
 
 STEPS = (
     StepCommand(
+        "preprocess",
+        "verglas.steps.preprocess.PREPROCESS_STEP",
+        FRAMES,
+        "Work on micrographs before they are used.",
+    ),
+    StepCommand(
         "import",
         "verglas.steps.import_series.IMPORT_STEP",
         TILT_SERIES,
@@ -169,6 +175,18 @@ STEPS = (
         "verglas.steps.rescale.RESCALE_STEP",
         SUBTOMOGRAMS,
         "Resample maps to another voxel size.",
+    ),
+    StepCommand(
+        "subtract",
+        "verglas.steps.subtract.SUBTRACT_STEP",
+        SUBTRACTION,
+        "Take a part of a map out of particle images.",
+    ),
+    StepCommand(
+        "subtract revert",
+        "verglas.steps.subtract_revert.SUBTRACT_REVERT_STEP",
+        SUBTRACTION,
+        "Give subtracted particles their original images.",
     ),
     StepCommand(
         "simulate",

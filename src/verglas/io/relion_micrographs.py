@@ -1,9 +1,12 @@
-"""`micrographs.star` of RELION 3.1 and later: which micrographs there are, and the same table with other images."""
+"""Lists of micrographs: `micrographs.star` of RELION 3.1 and later, JSON, folders; and the table written again."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from verglas.errors import FileFormatError
 from verglas.files import check_exists
@@ -18,15 +21,46 @@ def is_micrographs_star(path: Path | str) -> bool:
     return "micrographs" in read_star(check_exists(path, "STAR file"))
 
 
-def read_micrographs(path: Path | str) -> dict[str, TiltSeries]:
-    """Read the micrographs of a `micrographs.star`, each as a series of one view, by the stem of its file.
+@dataclass(frozen=True)
+class ListedMicrograph:
+    """A micrograph that a list names; its file need not be there yet.
+
+    Parameters
+    ----------
+    path
+        Of the image.
+    pixel_size_angstrom
+        What the list says; none leaves it to the image's header.
+    """
+
+    path: Path
+    pixel_size_angstrom: float | None = None
+
+
+def list_micrographs(path: Path | str) -> list[ListedMicrograph]:
+    """List micrographs without opening them, so that one that is still being written spoils no other.
+
+    Parameters
+    ----------
+    path
+        A `micrographs.star`; a JSON list of paths; a folder, of which all `.mrc` are taken; or one image.
 
     Raises
     ------
     FileFormatError
-        When labels are missing, or two micrographs have the same name.
+        When a list is not what its name says.
     """
-    path = Path(path)
+    path = check_exists(path, "micrograph or list of micrographs")
+    if path.is_dir():
+        return [ListedMicrograph(image) for image in sorted(path.glob("[!.]*.mrc"))]
+    if path.suffix == ".star":
+        return _list_star(path)
+    if path.suffix == ".json":
+        return [ListedMicrograph(find_file(name, path)) for name in _read_json(path)]
+    return [ListedMicrograph(path)]
+
+
+def _list_star(path: Path) -> list[ListedMicrograph]:
     blocks = read_star(path)
     table = require_columns(
         get_table(blocks, "micrographs", path), ["rlnMicrographName"], path, "micrographs"
@@ -37,12 +71,38 @@ def read_micrographs(path: Path | str) -> dict[str, TiltSeries]:
         label = "rlnMicrographPixelSize"
         if {"rlnOpticsGroup", label} <= set(optics) and "rlnOpticsGroup" in table:
             pixels = dict(zip(optics["rlnOpticsGroup"], optics[label].astype(float), strict=True))
+    return [
+        ListedMicrograph(
+            find_file(str(row["rlnMicrographName"]), path), pixels.get(row.get("rlnOpticsGroup"))
+        )
+        for row in table.to_dict("records")
+    ]
+
+
+def _read_json(path: Path) -> list[str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FileFormatError(f"{str(path)!r} is not JSON: {error}") from None
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise FileFormatError(f'{str(path)!r} holds no list of paths; expected ["one.mrc", "two.mrc"]')
+    return names
+
+
+def read_micrographs(path: Path | str) -> dict[str, TiltSeries]:
+    """Read the micrographs of a `micrographs.star`, each as a series of one view, by the stem of its file.
+
+    Raises
+    ------
+    FileFormatError
+        When labels are missing, or two micrographs have the same name.
+    """
     micrographs: dict[str, TiltSeries] = {}
-    for row in table.to_dict("records"):
-        image = find_file(str(row["rlnMicrographName"]), path)
-        if image.stem in micrographs:
-            raise FileFormatError(f"{str(path)!r} lists two micrographs with the name {image.stem!r}")
-        micrographs[image.stem] = read_micrograph(image, pixels.get(row.get("rlnOpticsGroup")))
+    for listed in _list_star(Path(path)):
+        name = listed.path.stem
+        if name in micrographs:
+            raise FileFormatError(f"{str(path)!r} lists two micrographs with the name {name!r}")
+        micrographs[name] = read_micrograph(listed.path, listed.pixel_size_angstrom)
     return micrographs
 
 
@@ -72,7 +132,9 @@ def read_micrograph(path: Path | str, pixel_size_angstrom: float | None = None) 
     return TiltSeries(path.stem, Optics(pixel), (y, x), (ImageReference(path, 0),), np.zeros(1))
 
 
-def write_micrographs(path: Path | str, source: Path | str, images: Mapping[str, Path]) -> None:
+def write_micrographs(
+    path: Path | str, source: Path | str, images: Mapping[str, Path], *, pixel_factor: float = 1.0
+) -> None:
     """Write a `micrographs.star` again with other images.
 
     Parameters
@@ -83,10 +145,41 @@ def write_micrographs(path: Path | str, source: Path | str, images: Mapping[str,
         The table that is repeated.
     images
         Stem of each micrograph that is kept to its new image.
+    pixel_factor
+        By how much the pixels became larger; the names of even and odd sums, whose pixels did not, are left out then.
     """
     blocks = dict(read_star(source))
     table = get_table(blocks, "micrographs", source)
     stems = [Path(str(name)).stem for name in table["rlnMicrographName"]]
     kept = table[[stem in images for stem in stems]].reset_index(drop=True)
     kept["rlnMicrographName"] = [project_path(images[stem]) for stem in stems if stem in images]
+    if pixel_factor != 1.0:
+        kept = kept.drop(columns=["rlnMicrographNameEven", "rlnMicrographNameOdd"], errors="ignore")
+        if "optics" in blocks:
+            optics = get_table(blocks, "optics", source).copy()
+            if "rlnMicrographPixelSize" in optics:
+                optics["rlnMicrographPixelSize"] = (
+                    optics["rlnMicrographPixelSize"].astype(float) * pixel_factor
+                )
+            blocks["optics"] = optics
     write_star(path, {**blocks, "micrographs": kept})
+
+
+def tabulate_micrographs(path: Path | str, images: Mapping[Path, Optics]) -> None:
+    """Write a `micrographs.star` of images that came without one; those of equal optics share a group."""
+    groups = {optics: number for number, optics in enumerate(dict.fromkeys(images.values()), 1)}
+    table = pd.DataFrame(
+        {
+            "rlnOpticsGroup": list(groups.values()),
+            "rlnOpticsGroupName": [f"opticsGroup{number}" for number in groups.values()],
+            "rlnMicrographPixelSize": [optics.pixel_size_angstrom for optics in groups],
+            "rlnVoltage": [optics.voltage_kv for optics in groups],
+            "rlnSphericalAberration": [optics.cs_mm for optics in groups],
+            "rlnAmplitudeContrast": [optics.amplitude_contrast for optics in groups],
+        }
+    )
+    rows = {
+        "rlnMicrographName": [project_path(image) for image in images],
+        "rlnOpticsGroup": [groups[optics] for optics in images.values()],
+    }
+    write_star(path, {"optics": table, "micrographs": pd.DataFrame(rows)})

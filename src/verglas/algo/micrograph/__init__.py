@@ -1,0 +1,1 @@
+"""Operations on whole micrographs: borders, bad pixels, sampling, noise, bands, grey scale."""

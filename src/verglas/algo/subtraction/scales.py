@@ -1,0 +1,195 @@
+"""How strong the map is in each image: by least squares, with a prior over the set, and by frequency.
+
+An image is X = a β(s) A + noise of power N(s), with A what the map predicts, a of its own and β and N of the set. β
+is 1 where poses and map are exact and falls where they are not, which is what leaves the least power behind. Given
+these, a has a normal likelihood; with the normal prior that the set's own scatter shows, its expectation is a
+weighted mean.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from verglas.ops.statistics import fourier_shells
+from verglas.shapes import ImageRfft, Values
+
+FloatArray = npt.NDArray[np.float64]
+
+_ROUNDS = 3
+_LARGEST_GAIN = 1.5
+_LEAST_PARTICLES = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ShellSums:
+    """Sums over the Fourier pixels of each shell, for each of n particles; both halves of the plane count.
+
+    Parameters
+    ----------
+    cross
+        `(n, s)` Re Σ X conj(A).
+    model
+        `(n, s)` Σ |A|².
+    image
+        `(n, s)` Σ |X|².
+    pixels
+        `(s,)` how many.
+    """
+
+    cross: FloatArray
+    model: FloatArray
+    image: FloatArray
+    pixels: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class SetFit:
+    """What a set of particles has in common.
+
+    Parameters
+    ----------
+    gain
+        `(s,)` β.
+    noise
+        `(s,)` N, the mean power of a pixel of the half transform.
+    mean, deviation
+        Of the scales in the set: the prior.
+    """
+
+    gain: FloatArray
+    noise: FloatArray
+    mean: float
+    deviation: float
+
+    def to_json(self) -> dict[str, object]:
+        """Plain numbers."""
+        return {name: np.asarray(value).tolist() for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Scales:
+    """Of n particles: the plain estimate, its standard error, and the expectation under the prior."""
+
+    plain: FloatArray
+    error: FloatArray
+    expected: FloatArray
+
+
+def sum_shells(images: ImageRfft, models: ImageRfft) -> ShellSums:
+    """Sum over shells.
+
+    Parameters
+    ----------
+    images, models
+        `(b, n, n // 2 + 1)` half transforms. Zero frequency and what lies beyond the last whole shell are left out.
+    """
+    size = images.shape[-2]
+    members = _shell_members(size, images.device)
+
+    def add(values: Tensor) -> FloatArray:
+        total: FloatArray = (values.reshape(len(values), -1) @ members).double().cpu().numpy()
+        return total
+
+    cross = images.real * models.real + images.imag * models.imag
+    pixels = members.double().sum(dim=0).cpu().numpy()
+    return ShellSums(add(cross), add(_power(models)), add(_power(images)), pixels)
+
+
+@lru_cache(maxsize=4)
+def _shell_members(size: int, device: torch.device) -> Tensor:
+    """How often each pixel of the half transform counts in each shell, as a matrix: sums are products with it."""
+    shells = fourier_shells((size, size), device).reshape(-1)
+    twice = torch.full((size, size // 2 + 1), 2.0, device=device)
+    twice[:, 0] = 1.0
+    if size % 2 == 0:
+        twice[:, -1] = 1.0
+    members = torch.zeros(len(shells), size // 2, device=device)
+    rows = torch.nonzero((shells > 0) & (shells < size // 2))[:, 0]
+    members[rows, shells[rows]] = twice.reshape(-1)[rows]
+    return members
+
+
+def _power(values: Tensor) -> Tensor:
+    return values.real.square() + values.imag.square()
+
+
+def join_sums(parts: list[ShellSums]) -> ShellSums:
+    """Put the particles of several batches one after the other."""
+    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("cross", "model", "image")]
+    return ShellSums(joined[0], joined[1], joined[2], parts[0].pixels)
+
+
+def fit_set(sums: ShellSums, *, by_frequency: bool = True) -> SetFit:
+    """Find gain, noise and prior of a set.
+
+    Parameters
+    ----------
+    sums
+        Of all its particles, or of a sample.
+    by_frequency
+        Let the gain depend on the frequency; else it is 1.
+    """
+    used = sums.pixels > 0
+    pixels = np.where(used, sums.pixels, 1.0)
+    gain = np.ones_like(pixels)
+    noise = np.where(used, sums.image.mean(axis=0) / pixels, 1.0)
+    noise = np.maximum(noise, 1e-12 * max(float(noise.max()), 1e-300))
+    mean, deviation = 1.0, 0.0
+    for _ in range(_ROUNDS):
+        plain, error = _fit_plain(sums, gain, noise)
+        mean, deviation = _fit_prior(plain, error)
+        scale = _shrink(plain, error, mean, deviation)[:, None]
+        if by_frequency:
+            top, bottom = (scale * sums.cross).sum(axis=0), (scale**2 * sums.model).sum(axis=0)
+            gain = np.clip(top / np.where(bottom > 0, bottom, np.inf), 0.0, _LARGEST_GAIN)
+        left = sums.image - 2 * scale * gain * sums.cross + (scale * gain) ** 2 * sums.model
+        noise = np.where(used, np.maximum(left.mean(axis=0), 1e-6 * sums.image.mean(axis=0)) / pixels, 1.0)
+        noise = np.maximum(noise, 1e-12 * max(float(noise.max()), 1e-300))
+    plain, error = _fit_plain(sums, gain, noise)
+    mean, deviation = _fit_prior(plain, error)
+    return SetFit(gain, noise, mean, deviation)
+
+
+def fit_scales(sums: ShellSums, fit: SetFit) -> Scales:
+    """Find the scale of each particle of a set whose fit is known."""
+    plain, error = _fit_plain(sums, fit.gain, fit.noise)
+    return Scales(plain, error, _shrink(plain, error, fit.mean, fit.deviation))
+
+
+def _fit_plain(sums: ShellSums, gain: FloatArray, noise: FloatArray) -> tuple[FloatArray, FloatArray]:
+    information = (sums.model * gain**2 / noise).sum(axis=1)
+    information = np.maximum(information, 1e-12)
+    return (sums.cross * gain / noise).sum(axis=1) / information, information**-0.5
+
+
+def _fit_prior(plain: FloatArray, error: FloatArray) -> tuple[float, float]:
+    """Mean and deviation that the scales themselves have, beyond the errors of their estimates."""
+    if len(plain) < _LEAST_PARTICLES:
+        # Too few to tell scatter from noise.
+        weight = error**-2
+        return float((weight * plain).sum() / weight.sum()), 0.0
+    variance = max(float(plain.var()) - float((error**2).mean()), 0.0)
+    for _ in range(20):
+        weight = 1 / (variance + error**2)
+        mean = float((weight * plain).sum() / weight.sum())
+        scatter = weight**2 * ((plain - mean) ** 2 - error**2)
+        variance = max(float(scatter.sum() / (weight**2).sum()), 0.0)
+    return mean, variance**0.5
+
+
+def _shrink(plain: FloatArray, error: FloatArray, mean: float, deviation: float) -> FloatArray:
+    share = deviation**2 / (deviation**2 + error**2)
+    return share * plain + (1 - share) * mean
+
+
+def spread_gain(gain: FloatArray, size: int, device: torch.device) -> Values:
+    """Put a gain by shells on the `(n, n // 2 + 1)` grid of a half transform; 0 beyond its last shell."""
+    shells = fourier_shells((size, size), device)
+    padded = torch.zeros(int(shells.max()) + 1, device=device)
+    padded[: len(gain)] = torch.from_numpy(gain).float().to(device)
+    padded[0] = 1.0 if len(gain) < 2 else float(gain[1])
+    return padded[shells]

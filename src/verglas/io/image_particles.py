@@ -1,0 +1,257 @@
+"""Particle images of RELION's STAR and cryoSPARC's `.cs` files, and the same tables with other images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from verglas.errors import FileFormatError, UserError
+from verglas.files import check_exists
+from verglas.io.cryosparc import particles_from_cs, read_cs, write_cs
+from verglas.io.relion_tilt_series import find_file, project_path
+from verglas.io.star import Block, get_numbers, get_table, read_star, require_columns, write_star
+from verglas.model import ImageParticles, ImageReference, Optics
+
+Records = npt.NDArray[np.void]
+
+_OPTICS = ("rlnImagePixelSize", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+_CTF = (
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnDefocusAngle",
+    "rlnPhaseShift",
+    "rlnCtfBfactor",
+    "rlnCtfScalefactor",
+)
+_ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+_ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
+_UNKNOWN = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike")
+_PRIORS = ("rlnOriginXPriorAngst", "rlnOriginYPriorAngst")
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleTable:
+    """A table of particle images, with the whole file that it came from.
+
+    Parameters
+    ----------
+    particles
+        What it says.
+    names
+        Images as the file names them: `000001@stack.mrcs`.
+    source
+        Blocks of the STAR file, or records of the `.cs` file.
+    """
+
+    particles: ImageParticles
+    names: tuple[str, ...]
+    source: dict[str, Block] | Records
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """Return the table of some rows."""
+        index = list(rows)
+        if isinstance(self.source, dict):
+            particles = get_table(self.source, "particles", "particles").iloc[index].reset_index(drop=True)
+            source: dict[str, Block] | Records = {**self.source, "particles": particles}
+        else:
+            source = self.source[index]
+        return type(self)(self.particles.take(index), tuple(self.names[row] for row in index), source)
+
+
+def read_image_particles(path: Path | str) -> ParticleTable:
+    """Read a `particles.star` of RELION 3.1 or later, or a `.cs` file of cryoSPARC.
+
+    Raises
+    ------
+    FileFormatError
+        When labels are missing.
+    UserError
+        When the table has aberrations that are not known here: beam tilt, Zernike terms, anisotropic magnification.
+    """
+    path = check_exists(path, "particles")
+    if path.suffix == ".cs":
+        records = read_cs(path)
+        table = particles_from_cs(records)
+        return _interpret(table, _group_optics(table, path), path, records)
+    blocks = read_star(path)
+    table = get_table(blocks, "particles", path)
+    if "optics" not in blocks:
+        return _interpret(table, _group_optics(table, path), path, blocks)
+    optics = require_columns(get_table(blocks, "optics", path), ["rlnOpticsGroup", *_OPTICS], path, "optics")
+    _check_aberrations(optics, path)
+    require_columns(table, ["rlnOpticsGroup"], path, "particles")
+    places = {group: row for row, group in enumerate(optics["rlnOpticsGroup"].tolist())}
+    try:
+        groups = np.array([places[group] for group in table["rlnOpticsGroup"].tolist()], dtype=np.int64)
+    except KeyError as error:
+        raise FileFormatError(
+            f"{str(path)!r} lists no optics group {error}, but has particles of it"
+        ) from None
+    return _interpret(table, (optics, groups), path, blocks)
+
+
+def _group_optics(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, npt.NDArray[np.int64]]:
+    """Make optics groups of rows that each say their own."""
+    require_columns(table, _OPTICS, path, "particles")
+    distinct = table[list(_OPTICS)].drop_duplicates().reset_index(drop=True)
+    places = {row: number for number, row in enumerate(distinct.itertuples(index=False, name=None))}
+    rows = table[list(_OPTICS)].itertuples(index=False, name=None)
+    return distinct, np.array([places[row] for row in rows], dtype=np.int64)
+
+
+def _check_aberrations(optics: pd.DataFrame, path: Path) -> None:
+    for label in _UNKNOWN:
+        if label in optics and any(not _is_zero(value) for value in optics[label]):
+            raise UserError(f"{str(path)!r} has {label}, which `subtract` does not know yet; expected none")
+    for label, plain in (("rlnMagMat00", 1), ("rlnMagMat01", 0), ("rlnMagMat10", 0), ("rlnMagMat11", 1)):
+        if label in optics and not np.allclose(optics[label].astype(float), plain, atol=1e-6):
+            raise UserError(f"{str(path)!r} has an anisotropic magnification ({label}); expected none")
+
+
+def _is_zero(value: Any) -> bool:
+    numbers = str(value).strip("[]").replace(",", " ").split()
+    return all(float(number) == 0 for number in numbers)
+
+
+def _interpret(
+    table: pd.DataFrame,
+    grouped: tuple[pd.DataFrame, npt.NDArray[np.int64]],
+    path: Path,
+    source: dict[str, Block] | Records,
+) -> ParticleTable:
+    require_columns(table, ["rlnImageName", *_ANGLES, "rlnDefocusU"], path, "particles")
+    if not len(table):
+        raise FileFormatError(f"{str(path)!r} holds no particles; expected at least one")
+    optics, groups = grouped
+    names = tuple(str(name) for name in table["rlnImageName"])
+
+    def column(label: str, default: float) -> npt.NDArray[np.float64]:
+        return (
+            get_numbers(table, label, path, "particles") if label in table else np.full(len(table), default)
+        )
+
+    defocus_u = column("rlnDefocusU", 0.0)
+    ctf = [defocus_u, column(_CTF[1], 0.0) if _CTF[1] in table else defocus_u]
+    ctf += [column(label, 1.0 if label == "rlnCtfScalefactor" else 0.0) for label in _CTF[2:]]
+    numbers = [get_numbers(optics, label, path, "optics") for label in _OPTICS]
+    multiplied = (
+        optics["rlnCtfDataAreCtfPremultiplied"].astype(int).tolist()
+        if "rlnCtfDataAreCtfPremultiplied" in optics
+        else [0] * len(optics)
+    )
+    particles = ImageParticles(
+        _find_images(names, path),
+        np.stack([column(label, 0.0) for label in _ANGLES], axis=1),
+        np.stack([column(label, 0.0) for label in _ORIGINS], axis=1),
+        np.stack(ctf, axis=1),
+        column("rlnRandomSubset", 0.0).astype(np.int64),
+        groups,
+        tuple(Optics(*values) for values in zip(*(one.tolist() for one in numbers), strict=True)),
+        tuple(bool(value) for value in multiplied),
+    )
+    return ParticleTable(particles, names, source)
+
+
+def _find_images(names: Sequence[str], path: Path) -> tuple[ImageReference, ...]:
+    found: dict[str, Path] = {}
+    images = []
+    for name in names:
+        number, at, file = name.partition("@")
+        if not at or not number.isdigit():
+            raise FileFormatError(f"{str(path)!r} names the image {name!r}; expected NUMBER@STACK")
+        if file not in found:
+            found[file] = find_file(file, path)
+        images.append(ImageReference(found[file], int(number) - 1))
+    return tuple(images)
+
+
+def write_star_particles(
+    path: Path | str,
+    table: ParticleTable,
+    images: Sequence[ImageReference],
+    columns: dict[str, npt.NDArray[Any]],
+    *,
+    box: int,
+    centred: bool,
+) -> None:
+    """Write the STAR file again with other images, the old ones as `rlnImageOriginalName`.
+
+    Parameters
+    ----------
+    path
+        Where it goes.
+    table
+        What was read.
+    images
+        A new image for each row.
+    columns
+        More columns.
+    box
+        Side of the new images, pixels.
+    centred
+        Whether the particles lie in their middles now, so that their origins are 0 and priors on them void.
+    """
+    assert isinstance(table.source, dict)
+    blocks = dict(table.source)
+    rows = get_table(blocks, "particles", path).copy()
+    rows["rlnImageOriginalName"] = list(table.names)
+    rows["rlnImageName"] = [_name(image) for image in images]
+    if centred:
+        rows = rows.drop(columns=[label for label in _PRIORS if label in rows])
+        for label in _ORIGINS:
+            rows[label] = 0.0
+    for label, values in columns.items():
+        rows[label] = values
+    if "optics" in blocks:
+        optics = get_table(blocks, "optics", path).copy()
+        optics["rlnImageSize"] = box
+        blocks["optics"] = optics
+    write_star(path, {**blocks, "particles": rows})
+
+
+def write_cs_particles(
+    path: Path | str, table: ParticleTable, images: Sequence[ImageReference], *, box: int, centred: bool
+) -> None:
+    """Write the `.cs` file again with other images; parameters as of `write_star_particles`."""
+    assert not isinstance(table.source, dict)
+    records = table.source.copy()
+    fields = records.dtype.names or ()
+    paths = [project_path(image.path).encode() for image in images]
+    longest = max(len(one) for one in paths)
+    kind = records.dtype["blob/path"]
+    if kind.kind == "S" and kind.itemsize < longest:
+        layout = [
+            (name, f"S{longest}") if name == "blob/path" else (name, *_describe_field(records.dtype[name]))
+            for name in fields
+        ]
+        wider = np.empty(len(records), dtype=layout)
+        for name in fields:
+            wider[name] = records[name]
+        records = wider
+    records["blob/path"] = paths
+    records["blob/idx"] = [image.section for image in images]
+    if "blob/shape" in fields:
+        records["blob/shape"] = box
+    if centred and "alignments3D/shift" in fields:
+        records["alignments3D/shift"] = 0
+    write_cs(path, records)
+
+
+def _describe_field(kind: np.dtype[Any]) -> tuple[Any, ...]:
+    return (kind.base, kind.shape) if kind.shape else (kind,)
+
+
+def _name(image: ImageReference) -> str:
+    return f"{(image.section or 0) + 1:06d}@{project_path(image.path)}"
+
+
+def write_rows(table: ParticleTable, path: Path | str) -> None:
+    """Write a table as it is."""
+    if isinstance(table.source, dict):
+        write_star(path, table.source)
+    else:
+        write_cs(path, table.source)
