@@ -49,7 +49,8 @@ class AlignParams(Params):
         tuple[Path, ...],
         BeforeValidator(_as_tuple),
         Field(
-            description="instead of `average`: MRC maps for both half sets, one for each class, dense bright"
+            description="instead of `average`: MRC maps, dense bright, or atomic models for both half sets, one for "
+            "each class"
         ),
     ] = ()
     lowpass: Annotated[float, Field(gt=0, description="finest detail of `reference` that is used, in Å")] = (
