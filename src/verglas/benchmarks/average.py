@@ -75,7 +75,7 @@ def _rotations(one: SeriesParticles) -> torch.Tensor:
 
 def _run_command(folder: Path, paths: tuple[Path, Path], name: str) -> Peak:
     series, particles = paths
-    command = [
+    command: list[str | Path] = [
         *(sys.executable, "-m", "verglas", "average", particles, "--tilt-series", series, "--quiet"),
         *("--particle-radius", f"{RADIUS_ANGSTROM:g}", "--device", "cpu", "--out", folder / name),
     ]
