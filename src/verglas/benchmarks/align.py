@@ -26,6 +26,8 @@ _RIBOSOME = Case(
         image_size=(640, 640),
         pixel_size=4.0,
         thickness=1500.0,
+        # Series at one defocus would all lack the same frequencies.
+        defocus_spread=8000.0,
         copies=100,
         vesicles=0,
         gold=0,
@@ -35,7 +37,7 @@ _RIBOSOME = Case(
     symmetry="C1",
     radius_angstrom=125.0,
     box=80,
-    cycles=4,
+    cycles=3,
 )
 _SMALL = Case(
     SimulateParams(

