@@ -35,11 +35,11 @@ def run(quick: bool) -> Iterator[Figure]:
         folder = Path(scratch)
         paths = write_noise_particles(folder, views=views, side=side, particles=particles)
         yield from _time_parts(folder, paths, rounds=2 if quick else 5)
-        few = _run_command(folder, paths, "few")
+        few = _run_command(folder, paths, "few-average")
         many_folder = folder / "many"
         many_folder.mkdir()
         many = write_noise_particles(many_folder, views=views, side=side, particles=8 * particles)
-        yield from _compare_memory(few, _run_command(folder, many, "many"), particles)
+        yield from _compare_memory(few, _run_command(folder, many, "many-average"), particles)
 
 
 def _time_parts(folder: Path, paths: tuple[Path, Path], rounds: int) -> Iterator[Figure]:
@@ -75,7 +75,7 @@ def _rotations(one: SeriesParticles) -> torch.Tensor:
 
 def _run_command(folder: Path, paths: tuple[Path, Path], name: str) -> Peak:
     series, particles = paths
-    command = [
+    command: list[str | Path] = [
         *(sys.executable, "-m", "verglas", "average", particles, "--tilt-series", series, "--quiet"),
         *("--particle-radius", f"{RADIUS_ANGSTROM:g}", "--device", "cpu", "--out", folder / name),
     ]

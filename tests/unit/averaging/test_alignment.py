@@ -34,7 +34,6 @@ from verglas.ops.rotation import (
     random_rotations,
     rotation_vectors_to_matrices,
 )
-from verglas.ops.statistics import fourier_shells
 from verglas.ops.symmetry import split_group, symmetry_matrices
 
 BOX = 32

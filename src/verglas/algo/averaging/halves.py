@@ -179,8 +179,9 @@ def correlate_halves(
     """
     frequency, unmasked = fourier_shell_correlation(first, second, pixel_size_angstrom)
     box_angstrom = first.shape[-1] * pixel_size_angstrom
-    start = float(resolution_at(frequency, unmasked, _RANDOMISED_FROM))
-    start = min(max(start, 2 * pixel_size_angstrom), box_angstrom / 2)
+    # As in RELION from the first shell below on, not from between shells.
+    below = torch.nonzero(unmasked[1:] < _RANDOMISED_FROM)
+    start = box_angstrom / max(2, int(below[0, 0]) + 1 if len(below) else len(frequency) - 1)
     _, corrected, masked, randomised = phase_randomised_fsc(first, second, mask, pixel_size_angstrom, start)
     _, cones = conical_fsc(first, second, pixel_size_angstrom, mask=mask)
     counts = count_shell_pixels(tuple(first.shape)).to(frequency)

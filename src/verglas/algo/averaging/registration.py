@@ -101,6 +101,7 @@ def register_halves(
         shift = found.shift_angstrom - step[3:] * pixel_size_angstrom
         found = Registration(turn @ found.rotation, turn @ shift)
     reach = _LARGEST_SHARE * first.shape[-1] * pixel_size_angstrom
+    found = _round(found)
     strayed = found.turn_deg > _LARGEST_TURN_DEG or float(found.shift_angstrom.norm()) > reach
     worse = _compare(first, move_map(second, found, pixel_size_angstrom), mask, band) <= before
     return stay_put() if strayed or worse else _round(found)
@@ -171,6 +172,14 @@ def move_particles(
     """
     turned = rotations @ registration.rotation.T
     return positions_angstrom - turned @ registration.shift_angstrom, turned
+
+
+def _round(registration: Registration) -> Registration:
+    """Keep the digits that mean something: the last ones of float32 sums differ between runs."""
+    turn = matrices_to_rotation_vectors(registration.rotation[None]).round(decimals=3)
+    return Registration(
+        rotation_vectors_to_matrices(turn)[0], registration.shift_angstrom.round(decimals=2) + 0.0
+    )
 
 
 def _find_freedoms(symmetry: Rotations | None) -> Float[Tensor, "6 f"]:
