@@ -110,7 +110,10 @@ def run_command(step: Step[P], params: P, out: Path, options: RunOptions) -> int
 
     report = run_step(step, params, out, options=options)
     page = write_report([out])
-    if not options.quiet:
+    if options.quiet:
+        # Quiet is without progress, not without reasons.
+        _print_lines(_list_failures(report))
+    else:
         _tell(step.name, report, page)
     return exit_status(report)
 
@@ -129,11 +132,22 @@ def _tell(name: str, report: RunReport, page: Path) -> None:
     ]
     if report.summary:
         lines += [f"  {name}: {one.value} {one.unit}".rstrip() for name, one in report.summary.values.items()]
-    if report.failed:
-        total = len(report.done) + len(report.skipped) + len(report.failed)
-        lines.append(f"{len(report.failed)} of {total} items failed: {', '.join(report.failed)}")
-        lines += [f"  {name}: {error}" for name, error in report.failed.items()]
-    print("\n".join([*lines, f"report: {page}"]), file=sys.stderr)
+    _print_lines([*lines, *_list_failures(report), f"report: {page}"])
+
+
+def _list_failures(report: RunReport) -> list[str]:
+    if not report.failed:
+        return []
+    total = len(report.done) + len(report.skipped) + len(report.failed)
+    return [
+        f"{len(report.failed)} of {total} items failed: {', '.join(report.failed)}",
+        *(f"  {name}: {error}" for name, error in report.failed.items()),
+    ]
+
+
+def _print_lines(lines: list[str]) -> None:
+    if lines:
+        print("\n".join(lines), file=sys.stderr)
 
 
 def _list_fields(step: Step[Any]) -> list[inspect.Parameter]:

@@ -69,6 +69,11 @@ def test_failed_items_give_status_1_and_their_names(numbers, tmp_path, capsys):
     assert call("tiny", numbers, "--out", tmp_path / "out") == 1
     told = capsys.readouterr().err
     assert "1 of 3 items failed: T_2" in told
+    # Quiet takes the progress away, not the reason.
+    assert call("tiny", numbers, "--out", tmp_path / "quiet", "--quiet") == 1
+    quiet = capsys.readouterr().err
+    assert quiet.startswith("1 of 3 items failed: T_2\n  T_2: ")
+    assert "done" not in quiet
     assert "'T_2' holds no numbers" in told
     assert "Traceback" not in told
 
