@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 FloatImages = npt.NDArray[np.float32]
 
-SAMPLE = 2000
+SAMPLE = 1000
 """Particles of a half set that gain, noise and prior are found from."""
 
 _PROOF_PIXELS = 96
@@ -246,16 +246,17 @@ def _find_left(
     after: "torch.Tensor", prediction: "Prediction", gains: "torch.Tensor", noise: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Scale at which each image still holds the removed part, fitted together with the kept one, and its error."""
-    from verglas.algo.subtraction.scales import sum_shells
+    from verglas.algo.subtraction.scales import sum_products
 
     kept, removed = prediction.kept * gains, prediction.removed * gains
-    weight = 1 / noise
-    of_removed, of_kept = sum_shells(after, removed), sum_shells(after, kept)
-    both = (sum_shells(kept, removed).cross * weight).sum(axis=1)
-    rr, kk = (of_removed.model * weight).sum(axis=1), (of_kept.model * weight).sum(axis=1)
-    xr, xk = (of_removed.cross * weight).sum(axis=1), (of_kept.cross * weight).sum(axis=1)
+
+    def weigh(first: "torch.Tensor", second: "torch.Tensor") -> FloatArray:
+        total: FloatArray = (sum_products(first, second) / noise).sum(axis=1)
+        return total
+
+    both, rr, kk = weigh(kept, removed), weigh(removed, removed), weigh(kept, kept)
     determinant = np.maximum(rr * kk - both**2, 1e-9 * rr * kk + 1e-30)
-    return (kk * xr - both * xk) / determinant, np.sqrt(kk / determinant)
+    return (kk * weigh(after, removed) - both * weigh(after, kept)) / determinant, np.sqrt(kk / determinant)
 
 
 def _prove(proof: "MapSums", batch: Batch, after: "torch.Tensor", rotations: "torch.Tensor") -> None:

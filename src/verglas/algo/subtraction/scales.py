@@ -19,8 +19,9 @@ from verglas.shapes import ImageRfft, Values
 
 FloatArray = npt.NDArray[np.float64]
 
-_ROUNDS = 3
+_ROUNDS = 6
 _LARGEST_GAIN = 1.5
+_GAIN_STEP = 0.1
 _LEAST_PARTICLES = 8
 
 
@@ -90,13 +91,30 @@ def sum_shells(images: ImageRfft, models: ImageRfft) -> ShellSums:
     size = images.shape[-2]
     members = _shell_members(size, images.device)
 
-    def add(values: Tensor) -> FloatArray:
-        total: FloatArray = (values.reshape(len(values), -1) @ members).double().cpu().numpy()
-        return total
-
-    cross = images.real * models.real + images.imag * models.imag
     pixels = members.double().sum(dim=0).cpu().numpy()
-    return ShellSums(add(cross), add(_power(models)), add(_power(images)), pixels)
+    return ShellSums(
+        sum_products(images, models), sum_products(models, models), sum_products(images, images), pixels
+    )
+
+
+def sum_products(first: ImageRfft, second: ImageRfft) -> FloatArray:
+    """Sum the real parts of products with the conjugate over shells.
+
+    Parameters
+    ----------
+    first, second
+        `(b, n, n // 2 + 1)` half transforms.
+
+    Returns
+    -------
+    ndarray
+        `(b, s)`; both halves of the plane count.
+    """
+    products = first.real * second.real
+    products += first.imag * second.imag
+    members = _shell_members(first.shape[-2], first.device)
+    sums: FloatArray = (products.reshape(len(products), -1) @ members).double().cpu().numpy()
+    return sums
 
 
 @lru_cache(maxsize=4)
@@ -111,10 +129,6 @@ def _shell_members(size: int, device: torch.device) -> Tensor:
     rows = torch.nonzero((shells > 0) & (shells < size // 2))[:, 0]
     members[rows, shells[rows]] = twice.reshape(-1)[rows]
     return members
-
-
-def _power(values: Tensor) -> Tensor:
-    return values.real.square() + values.imag.square()
 
 
 def join_sums(parts: list[ShellSums]) -> ShellSums:
@@ -144,14 +158,30 @@ def fit_set(sums: ShellSums, *, by_frequency: bool = True) -> SetFit:
         mean, deviation = _fit_prior(plain, error)
         scale = _shrink(plain, error, mean, deviation)[:, None]
         if by_frequency:
-            top, bottom = (scale * sums.cross).sum(axis=0), (scale**2 * sums.model).sum(axis=0)
-            gain = np.clip(top / np.where(bottom > 0, bottom, np.inf), 0.0, _LARGEST_GAIN)
+            gain = _fit_gain(
+                (scale * sums.cross).sum(axis=0) / noise, (scale**2 * sums.model).sum(axis=0) / noise
+            )
         left = sums.image - 2 * scale * gain * sums.cross + (scale * gain) ** 2 * sums.model
         noise = np.where(used, np.maximum(left.mean(axis=0), 1e-6 * sums.image.mean(axis=0)) / pixels, 1.0)
         noise = np.maximum(noise, 1e-12 * max(float(noise.max()), 1e-300))
     plain, error = _fit_plain(sums, gain, noise)
     mean, deviation = _fit_prior(plain, error)
     return SetFit(gain, noise, mean, deviation)
+
+
+def _fit_gain(product: FloatArray, information: FloatArray) -> FloatArray:
+    """Gain of each shell; what the images do not tell follows the shell before, within a tenth.
+
+    Scales and gain have one factor in common: the gain is 1 over the coarsest quarter of the information.
+    """
+    gain = np.ones_like(product)
+    for shell in range(1, len(gain)):
+        mean = product[shell] + _GAIN_STEP**-2 * gain[shell - 1]
+        gain[shell] = min(max(mean / (information[shell] + _GAIN_STEP**-2), 0.0), _LARGEST_GAIN)
+    known = np.cumsum(information)
+    weight = np.where(known <= 0.25 * known[-1], information, 0.0)
+    coarse = float((weight * gain).sum() / weight.sum()) if weight.sum() > 0 else 1.0
+    return gain / coarse if coarse > 0 else gain
 
 
 def fit_scales(sums: ShellSums, fit: SetFit) -> Scales:
