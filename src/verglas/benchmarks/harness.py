@@ -25,6 +25,7 @@ BENCHMARKS = {
     "fft-crop": "verglas.benchmarks.fft_crop",
     "fiducials": "verglas.benchmarks.fiducials",
     "match": "verglas.benchmarks.match",
+    "motion": "verglas.benchmarks.motion",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",

@@ -56,6 +56,7 @@ class PlainCommand:
 
 
 STEPS = (
+    StepCommand("motion", "verglas.steps.motion.MOTION_STEP", FRAMES, "Take the motion out of movies."),
     StepCommand(
         "import",
         "verglas.steps.import_series.IMPORT_STEP",
