@@ -156,4 +156,5 @@ def read_relion_motion(folder: Path, case: Case, places: FloatArray) -> FloatArr
         space = np.stack([np.ones_like(x), x, x**2, y, y**2, x * y])
         z = np.arange(len(shifts), dtype=float)
         result += np.einsum("ckp,zp,kn->znc", coefficients, np.stack([z, z**2, z**3], axis=1), space)
-    return result * case.kind.pixel_size_angstrom
+    # RELION notes what brings the frames back.
+    return -result * case.kind.pixel_size_angstrom

@@ -93,6 +93,8 @@ def write_relion_motion(
 ) -> None:
     """Write the per-movie STAR file of RELION 3.1 and later.
 
+    Its shifts are those that bring the frames back, against the displacements here.
+
     Parameters
     ----------
     path
@@ -102,7 +104,7 @@ def write_relion_motion(
     model
         Whose trajectory is written, in pixels of the frames.
     coefficients_angstrom
-        `(2, 18)` of RELION's polynomial, x and y; none when the motion is the same all over the image.
+        `(2, 18)` of RELION's polynomial for the displacements, x and y; none when the motion is the same all over the image.
     defects
         `(m, 2)` xy of bad pixels.
     """
@@ -127,7 +129,8 @@ def write_relion_motion(
     if facts.eer_upsampling is not None and facts.eer_grouping is not None:
         general["rlnEERUpsampling"] = facts.eer_upsampling
         general["rlnEERGrouping"] = facts.eer_grouping
-    trajectory = model.trajectory_angstrom / pixel
+    # Adding 0 takes the sign off a zero.
+    trajectory = 0.0 - model.trajectory_angstrom / pixel
     blocks: dict[str, pd.DataFrame | dict[str, str | int | float]] = {
         "general": general,
         "global_shift": pd.DataFrame(
@@ -142,7 +145,7 @@ def write_relion_motion(
         blocks["local_motion_model"] = pd.DataFrame(
             {
                 "rlnMotionModelCoeffsIdx": np.arange(36),
-                "rlnMotionModelCoeff": (coefficients_angstrom / pixel).ravel(),
+                "rlnMotionModelCoeff": (0.0 - coefficients_angstrom / pixel).ravel(),
             }
         )
     if len(defects):

@@ -33,16 +33,16 @@ from verglas.algo.motion.whole import correlate_frames
 from verglas.model import MotionModel
 from verglas.ops.splines import spline_matrix
 
-DRIFT_ANGSTROM = 2.0
+DRIFT_ANGSTROM = 1.5
 """Standard deviation of what a place moves on its own in a quarter of the movie."""
 
-SHEAR_ANGSTROM = 1.0
+SHEAR_ANGSTROM = 0.7
 """And of how much more than a place a third of the image away."""
 
-BEND_ANGSTROM = 1.0
+BEND_ANGSTROM = 0.7
 """And of how much more than in the quarter before."""
 
-ACCELERATION_ANGSTROM = 1.5
+ACCELERATION_ANGSTROM = 0.75
 """Standard deviation of the change of the whole image's step from frame to frame."""
 
 _CONVERGED = 0.01

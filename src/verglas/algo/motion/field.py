@@ -44,8 +44,8 @@ def shifts_on_axes(model: MotionModel, frame: int | None, y: FloatArray, x: Floa
 def fit_polynomial(model: MotionModel) -> tuple[FloatArray, float]:
     """Fit RELION's model to the motion that varies over the image.
 
-    RELION's displacement at frame z (from 0) and at x, y (shares of the image from its middle, -0.5 to 0.5) is
-    the sum of 18 terms a component: (1, x, x², y, y², xy), each times (z, z², z³).
+    At frame z (from 0) and at x, y (shares of the image from its middle, -0.5 to 0.5) the polynomial is the sum of
+    18 terms a component: (1, x, x², y, y², xy), each times (z, z², z³).
 
     Returns
     -------
