@@ -102,18 +102,15 @@ def _check_halves(folder: Path, case: Case) -> Figure:
 
 
 def _run_ours(folder: Path, case: Case) -> Peak:
-    command = [sys.executable, "-m", "verglas", "motion", case.movie, "--gain", case.gain, "--odd-even"]
-    return measure_process(
-        [
-            *command,
-            "--exposure",
-            str(case.kind.exposure_e_per_a2),
-            "--device",
-            "cpu",
-            "--out",
-            folder / "ours",
-        ]
-    )
+    flags: list[str | Path] = [
+        "--gain",
+        case.gain,
+        "--exposure",
+        str(case.kind.exposure_e_per_a2),
+        "--odd-even",
+    ]
+    command = [sys.executable, "-m", "verglas", "motion", case.movie, *flags, "--device", "cpu"]
+    return measure_process([*command, "--out", folder / "ours"])
 
 
 def _run_relion(folder: Path, case: Case) -> Peak:
@@ -128,10 +125,10 @@ def _run_relion(folder: Path, case: Case) -> Peak:
     }
     movies = {"rlnMicrographMovieName": [case.movie.name], "rlnOpticsGroup": [1]}
     write_star(folder / "movies.star", {"optics": pd.DataFrame(optics), "movies": pd.DataFrame(movies)})
-    arguments = f"--i movies.star --o relion/ --use_own --patch_x 5 --patch_y 5 --j {available_cores()} --bin_factor 1"
-    arguments += f" --bfactor 150 --gainref {case.gain.name} --dose_weighting --save_noDW --angpix {pixel}"
-    arguments += f" --dose_per_frame {case.kind.exposure_e_per_a2} --voltage 300"
-    return measure_process([RELION, *arguments.split()], cwd=folder)
+    flags = f"--i movies.star --o relion/ --use_own --patch_x 5 --patch_y 5 --j {available_cores()}"
+    flags += f" --bin_factor 1 --bfactor 150 --gainref {case.gain.name} --dose_weighting --save_noDW"
+    flags += f" --angpix {pixel} --dose_per_frame {case.kind.exposure_e_per_a2} --voltage 300"
+    return measure_process([RELION, *flags.split()], cwd=folder)
 
 
 def read_our_motion(folder: Path, case: Case, places: FloatArray) -> FloatArray:

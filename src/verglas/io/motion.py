@@ -104,7 +104,8 @@ def write_relion_motion(
     model
         Whose trajectory is written, in pixels of the frames.
     coefficients_angstrom
-        `(2, 18)` of RELION's polynomial for the displacements, x and y; none when the motion is the same all over the image.
+        `(2, 18)` of RELION's polynomial for the displacements, x and y; none when they are the same all over
+        the image.
     defects
         `(m, 2)` xy of bad pixels.
     """

@@ -62,7 +62,7 @@ class MotionParams(Params):
     grid: Annotated[
         str,
         Field(
-            description="nodes of the motion along x, y and time; 1x1xN is one motion of the whole image with N nodes, "
+            description="nodes of the motion along x, y and time; 1x1xN is one motion of all the image with N nodes, "
             "finer grids add to a motion of the whole image that is free in each frame"
         ),
     ] = "4x4x5"
@@ -255,7 +255,7 @@ def _correct(
     warnings = []
     if gain is not None:
         what = f"gain reference {str(params.gain)!r}"
-        check = check_gain(total / frames.count, gain)
+        check = check_gain(np.asarray(total / frames.count, np.float32), gain)
         if check.is_wrong:
             raise UserError(
                 f"{what} does not fit movie {str(frames.movie.path)!r} as it is turned; expected "

@@ -98,9 +98,10 @@ class MovieFrames:
         """Corrected frame, Fourier-cropped to `shape`."""
         raw = self.read(number)
         gain = np.float32(1) if self._gain is None else self._gain
-        frame: FloatArray = np.multiply(raw, gain, dtype=np.float32)
-        self._mend(frame)
-        image = torch.from_numpy(frame)
+        # Memory of torch is aligned, and only then do its transforms give the same bytes every time.
+        image = torch.empty(self.shape)
+        np.multiply(raw, gain, out=image.numpy(), dtype=np.float32, casting="unsafe")
+        self._mend(image.numpy())
         return image if shape == self.shape else rescale_images(image, shape)
 
 

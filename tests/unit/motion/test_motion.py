@@ -192,9 +192,7 @@ def test_sums_weighted_by_exposure_are_those_of_filtered_frames():
 
 def test_plain_weights_add_frames():
     assert weight_plainly(3).curves is None
-    sums = FrameSums(
-        MotionModel(np.zeros((3, 2)), np.zeros((2, 1, 1, 1))), (32, 32), 1.0, weight_plainly(3)
-    )
+    sums = FrameSums(MotionModel(np.zeros((3, 2)), np.zeros((2, 1, 1, 1))), (32, 32), 1.0, weight_plainly(3))
     for i in range(3):
         sums.add(i, torch.full((32, 32), float(i)))
     torch.testing.assert_close(sums.weighted(), torch.full((32, 32), 3.0))

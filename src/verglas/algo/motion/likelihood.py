@@ -7,8 +7,8 @@ a constant,
     L = Σ_k w(k) |R(k)|²,   R = Σ_i F_i e^{2πi k·s_i},   w = S / (N (N + n S)),
 
 summed over half of Fourier space. S and N are measured: what frames have in common after alignment, and the
-rest. Its second derivative is close to -(n δ_ij - 1) A with the 2 x 2 matrix A = 8π² Σ w k kᵀ Re(F_i* F_j), so that Newton's
-step is a small linear system.
+rest. Its second derivative is close to -(n δ_ij - 1) A with the 2 x 2 matrix A = 8π² Σ w k kᵀ Re(F_i* F_j), so
+that Newton's step is a small linear system.
 """
 
 import math
