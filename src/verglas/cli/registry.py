@@ -56,6 +56,7 @@ class PlainCommand:
 
 
 STEPS = (
+    StepCommand("motion", "verglas.steps.motion.MOTION_STEP", FRAMES, "Take the motion out of movies."),
     StepCommand(
         "preprocess",
         "verglas.steps.preprocess.PREPROCESS_STEP",

@@ -2,6 +2,7 @@
 
 from verglas.model.image_particles import ImageParticles as ImageParticles
 from verglas.model.local_field import LocalField as LocalField
+from verglas.model.motion import MotionModel as MotionModel
 from verglas.model.optics import Optics as Optics
 from verglas.model.particles import Particles as Particles
 from verglas.model.particles import join_particles as join_particles

@@ -1,0 +1,1 @@
+"""Beam-induced motion: found in the frames of a movie and taken out of them."""

@@ -1,0 +1,173 @@
+"""How likely shifts are, given the spectra of what moved.
+
+n images of one thing, each shifted and with noise of its own, have transforms F_i = S e^{-2πi k·s_i} + N_i.
+When the thing's power is S(k) and that of the noise N(k), the logarithm of the likelihood of the shifts is, but for
+a constant,
+
+    L = Σ_k w(k) |R(k)|²,   R = Σ_i F_i e^{2πi k·s_i},   w = S / (N (N + n S)),
+
+summed over half of Fourier space. S and N are measured: what frames have in common after alignment, and the
+rest. Its second derivative is close to -(n δ_ij - 1) A with the 2 x 2 matrix A = 8π² Σ w k kᵀ Re(F_i* F_j), so
+that Newton's step is a small linear system.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+_SMOOTHING = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Frequencies of a half transform.
+
+    Parameters
+    ----------
+    y, x
+        `(h,)`, `(w,)` cycles a pixel of the frames.
+    step
+        Width of a ring of `rings`.
+    rings
+        `(h, w)` index of the ring.
+    usable
+        `(h, w)` False at the lowest frequencies, where windows leak, on the axes, where patterns of rows and columns
+        of the camera lie, and beyond the highest.
+    """
+
+    y: Tensor
+    x: Tensor
+    step: float
+    rings: Tensor
+    usable: Tensor
+
+
+def make_grid(shape: tuple[int, int], scale: tuple[float, float], highest: float) -> Grid:
+    """Frequencies of images of `shape` whose pixels are `scale` (y, x) pixels of the frames each."""
+    y = torch.fft.fftfreq(shape[0], scale[0], dtype=torch.float32)
+    x = torch.fft.rfftfreq(shape[1], scale[1], dtype=torch.float32)
+    radius = torch.sqrt(y[:, None] ** 2 + x[None] ** 2)
+    step = max(1 / (shape[0] * scale[0]), 1 / (shape[1] * scale[1]))
+    rings = (radius / step).round().long()
+    usable = (radius > 2.5 * step) & (radius < highest) & (y[:, None] != 0) & (x[None] != 0)
+    return Grid(y, x, step, rings, usable)
+
+
+def limit_grid(grid: Grid, highest: float) -> tuple[Grid, Tensor, int]:
+    """Keep the rows and columns up to a frequency; returns the rows kept and the number of columns."""
+    rows = torch.nonzero(grid.y.abs() <= highest)[:, 0]
+    columns = int((grid.x <= highest).sum())
+    usable = grid.usable[rows, :columns]
+    radius = torch.sqrt(grid.y[rows, None] ** 2 + grid.x[None, :columns] ** 2)
+    kept = Grid(
+        grid.y[rows], grid.x[:columns], grid.step, grid.rings[rows, :columns], usable & (radius <= highest)
+    )
+    return kept, rows, columns
+
+
+def align(
+    transforms: Complex[Tensor, "n h w"], grid: Grid, shifts: Float[Tensor, "n 2"]
+) -> Complex[Tensor, "n h w"]:
+    """Undo `(n, 2)` yx displacements in pixels of the frames."""
+    shifts = shifts.to(transforms.device, torch.float64)
+    turn_y = torch.exp(2j * math.pi * shifts[:, :1] * grid.y.to(shifts)).to(transforms.dtype)
+    turn_x = torch.exp(2j * math.pi * shifts[:, 1:] * grid.x.to(shifts)).to(transforms.dtype)
+    return transforms * turn_y[:, :, None] * turn_x[:, None, :]
+
+
+def measure_powers(aligned: Complex[Tensor, "n h w"]) -> tuple[Tensor, Tensor]:
+    """`(h, w)` mean power of the images, and mean of what two of them have in common."""
+    count = len(aligned)
+    own = (aligned.real**2 + aligned.imag**2).sum(0)
+    total = aligned.sum(0)
+    whole = total.real**2 + total.imag**2
+    return own / count, (whole - own) / (count * (count - 1))
+
+
+def measure_weights(
+    power: Tensor, common: Tensor, grid: Grid, count: int, images: float
+) -> tuple[Tensor, Tensor]:
+    """Weights w of the likelihood and the share S / (S + N) by ring, from powers summed over `images` places.
+
+    Rings whose common power is within two standard deviations of nothing get no weight.
+
+    Returns
+    -------
+    weights, shares
+        `(rings,)`, for powers of one image.
+    """
+    rings = grid.rings[grid.usable].cpu()
+    size = int(grid.rings.max()) + 1
+    number = torch.bincount(rings, minlength=size).double()
+
+    def average(values: Tensor) -> Tensor:
+        sums = torch.bincount(rings, values[grid.usable].cpu().double(), minlength=size)
+        return _smooth(sums, number) / images
+
+    total, signal = average(power), average(common)
+    around = _smooth_counts(number)
+    chance = total * torch.sqrt(2 / (count * (count - 1) * around.clamp(min=1) * images))
+    signal = torch.where(signal > 2 * chance, signal, 0.0).clamp(max=0.999 * total)
+    known = signal > 0
+    noise = torch.where(known, total - signal, 1.0)
+    weights = torch.where(known, signal / (noise * (noise + count * signal)), 0.0)
+    shares = torch.where(known, signal / torch.where(known, total, 1.0), 0.0)
+    # Powers are far from one: in single precision they would be lost.
+    return weights, shares
+
+
+def _smooth(sums: Tensor, number: Tensor) -> Tensor:
+    kernel = torch.ones(1, 1, _SMOOTHING, dtype=sums.dtype)
+    pad = _SMOOTHING // 2
+    top = torch.nn.functional.conv1d(sums[None, None], kernel, padding=pad)[0, 0]
+    return top / _smooth_counts(number).clamp(min=1)
+
+
+def _smooth_counts(number: Tensor) -> Tensor:
+    kernel = torch.ones(1, 1, _SMOOTHING, dtype=number.dtype)
+    return torch.nn.functional.conv1d(number[None, None], kernel, padding=_SMOOTHING // 2)[0, 0]
+
+
+def spread_weights(weights: Tensor, grid: Grid) -> Tensor:
+    """`(h, w)` weights of the rings where the grid is usable."""
+    return torch.where(grid.usable, weights[grid.rings.cpu()].to(grid.usable.device), 0.0).float()
+
+
+def information_limit(weights: Tensor, shares: Tensor, grid: Grid, part: float = 0.98) -> float:
+    """Frequency below which this part of what is known of the shifts lies."""
+    number = torch.bincount(grid.rings[grid.usable].cpu(), minlength=len(weights)).double()
+    k = torch.arange(len(weights), dtype=torch.float64) * grid.step
+    gain = (weights.double() * shares.double() * number * k**2).cumsum(0)
+    if gain[-1] <= 0:
+        return float(k[-1])
+    return float(k[int((gain < part * gain[-1]).sum())]) + grid.step
+
+
+def score_shifts(
+    transforms: Complex[Tensor, "n h w"], grid: Grid, weights: Tensor, shifts: Float[Tensor, "n 2"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient of L by the shifts, and the matrix A.
+
+    Returns
+    -------
+    gradient, information, power, common
+        `(n, 2)`, `(2, 2)` in double precision on the CPU; `(h, w)` powers of the aligned images.
+    """
+    count = len(transforms)
+    moved = align(transforms, grid, shifts)
+    total = moved.sum(0)
+    own = (moved.real**2 + moved.imag**2).sum(0)
+    common = (total.real**2 + total.imag**2 - own) / (count * (count - 1))
+    slope = moved.imag * (weights * total.real) - moved.real * (weights * total.imag)
+    y = grid.y.to(weights)
+    x = grid.x.to(weights)
+    rows, columns = slope.sum(2), slope.sum(1)
+    gradient = -4 * math.pi * torch.stack([rows.double() @ y.double(), columns.double() @ x.double()], 1)
+    shared = (weights * common).double()
+    yy, xx = (shared.sum(1) * y.double() ** 2).sum(), (shared.sum(0) * x.double() ** 2).sum()
+    yx = y.double() @ shared @ x.double()
+    information = 8 * math.pi**2 * torch.stack([torch.stack([yy, yx]), torch.stack([yx, xx])])
+    return gradient.cpu(), information.cpu(), own / count, common

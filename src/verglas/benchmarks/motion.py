@@ -1,0 +1,157 @@
+"""`verglas bench motion`: the motion found in simulated movies against truth, time and memory, beside RELION's own.
+
+RELION's `relion_run_motioncorr --use_own` gets the same files, 5 x 5 patches, the same dose weighting and as many
+threads. Both programs start from files and end with files; ours draws its figures too.
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from verglas.algo.motion.field import shifts_on_axes
+from verglas.benchmarks.harness import NO_PEER, Figure, Peak, measure_process
+from verglas.benchmarks.motion_cases import SINGLE_PARTICLE, TILT, Case, make_case, make_places, measure_error
+from verglas.io.motion import read_motion
+from verglas.io.mrc import read_mrc
+from verglas.io.star import read_star, write_star
+from verglas.runtime import available_cores
+
+FloatArray = npt.NDArray[np.float64]
+
+RELION = "relion_run_motioncorr"
+
+
+def run(quick: bool) -> Iterator[Figure]:
+    """Correct one movie of each kind."""
+    for name, kind, target, size in (
+        ("single_particle", SINGLE_PARTICLE, 0.25, 1536 if quick else 4096),
+        ("tilt", TILT, 0.5, 2048 if quick else 4096),
+    ):
+        with tempfile.TemporaryDirectory(prefix="verglas-motion-") as scratch:
+            case = make_case(Path(scratch), name, kind, size, seed=1)
+            yield from _compare(Path(scratch), name, case, target, quick)
+
+
+def _compare(folder: Path, name: str, case: Case, target: float, quick: bool) -> Iterator[Figure]:
+    ours = _run_ours(folder, case)
+    theirs = _run_relion(folder, case) if shutil.which(RELION) else None
+    places = make_places()
+    error = measure_error(read_our_motion(folder / "ours", case, places), case, places)
+    peer = f"{RELION} --use_own, 5 x 5 patches" if theirs else f"{RELION}: {NO_PEER}"
+    other = (
+        measure_error(read_relion_motion(folder / "relion", case, places), case, places) if theirs else None
+    )
+    height, width = case.shape
+    what = f"{case.kind.frames} frames of {width} x {height}, {case.kind.exposure_e_per_a2:.3g} e/Å² each"
+    yield Figure(
+        f"motion.{name}_error",
+        error,
+        f"pixels, RMS over image and frames of {what}",
+        target=f"at most {target:g}, and below the peer's",
+        holds=error <= target and (other is None or error < other),
+        peer=peer,
+        peer_value=other,
+        ratio=None if other is None else other / error,
+    )
+    seconds = theirs.seconds if theirs else None
+    yield Figure(
+        f"motion.{name}_seconds",
+        ours.seconds,
+        f"s, {what}, {available_cores()} cores, files to files",
+        target="" if quick else "a third of the peer's",
+        holds=None if quick or seconds is None else 3 * ours.seconds <= seconds,
+        peer=peer,
+        peer_value=seconds,
+        ratio=None if seconds is None else seconds / ours.seconds,
+    )
+    memory = theirs.memory_bytes if theirs else None
+    movie = 4 * case.kind.frames * width * height
+    yield Figure(
+        f"motion.{name}_memory",
+        ours.memory_bytes / movie,
+        "of the movie in single precision",
+        # What the libraries take by themselves is more than a small movie.
+        target="" if quick else "at most 1.5",
+        holds=None if quick else ours.memory_bytes <= 1.5 * movie,
+        peer=peer,
+        peer_value=None if memory is None else memory / movie,
+        ratio=None if memory is None else memory / ours.memory_bytes,
+    )
+    yield _check_halves(folder / "ours", case)
+
+
+def _check_halves(folder: Path, case: Case) -> Figure:
+    name = case.movie.stem
+    whole, odd, even = (
+        read_mrc(folder / kind / f"{name}.mrc")[0].astype(float) for kind in ("averages", "odd", "even")
+    )
+    error = float(np.abs(odd + even - whole).max() / whole.std())
+    return Figure(
+        f"motion.{name}_halves",
+        error,
+        "largest |odd + even - average|, standard deviations of the average",
+        target="at most 1e-4",
+        holds=error <= 1e-4,
+    )
+
+
+def _run_ours(folder: Path, case: Case) -> Peak:
+    flags: list[str | Path] = [
+        "--gain",
+        case.gain,
+        "--exposure",
+        str(case.kind.exposure_e_per_a2),
+        "--odd-even",
+    ]
+    command = [sys.executable, "-m", "verglas", "motion", case.movie, *flags, "--device", "cpu"]
+    return measure_process([*command, "--out", folder / "ours"])
+
+
+def _run_relion(folder: Path, case: Case) -> Peak:
+    pixel = case.kind.pixel_size_angstrom
+    optics = {
+        "rlnOpticsGroupName": ["opticsGroup1"],
+        "rlnOpticsGroup": [1],
+        "rlnMicrographOriginalPixelSize": [pixel],
+        "rlnVoltage": [300.0],
+        "rlnSphericalAberration": [2.7],
+        "rlnAmplitudeContrast": [0.1],
+    }
+    movies = {"rlnMicrographMovieName": [case.movie.name], "rlnOpticsGroup": [1]}
+    write_star(folder / "movies.star", {"optics": pd.DataFrame(optics), "movies": pd.DataFrame(movies)})
+    flags = f"--i movies.star --o relion/ --use_own --patch_x 5 --patch_y 5 --j {available_cores()}"
+    flags += f" --bin_factor 1 --bfactor 150 --gainref {case.gain.name} --dose_weighting --save_noDW"
+    flags += f" --angpix {pixel} --dose_per_frame {case.kind.exposure_e_per_a2} --voltage 300"
+    return measure_process([RELION, *flags.split()], cwd=folder)
+
+
+def read_our_motion(folder: Path, case: Case, places: FloatArray) -> FloatArray:
+    """`(n, p, 2)` xy displacements in Å at xy places."""
+    model = read_motion(folder / "motion" / f"{case.movie.stem}.json")
+    return np.concatenate(
+        [shifts_on_axes(model, None, place[1:] + 0.5, place[:1] + 0.5)[:, 0, :, ::-1] for place in places],
+        axis=1,
+    )
+
+
+def read_relion_motion(folder: Path, case: Case, places: FloatArray) -> FloatArray:
+    """Read the same from the STAR file of RELION's own motion correction, or from ours of that kind."""
+    star = next(folder.rglob(f"{case.movie.stem}.star"))
+    blocks = {name: pd.DataFrame(block) for name, block in read_star(star).items() if name != "general"}
+    shifts = blocks["global_shift"][["rlnMicrographShiftX", "rlnMicrographShiftY"]].to_numpy(float)
+    result = np.repeat(shifts[:, None], len(places), axis=1)
+    if "local_motion_model" in blocks:
+        table = blocks["local_motion_model"].sort_values("rlnMotionModelCoeffsIdx")
+        coefficients = table["rlnMotionModelCoeff"].to_numpy(float).reshape(2, 6, 3)
+        x, y = places.T
+        space = np.stack([np.ones_like(x), x, x**2, y, y**2, x * y])
+        z = np.arange(len(shifts), dtype=float)
+        result += np.einsum("ckp,zp,kn->znc", coefficients, np.stack([z, z**2, z**3], axis=1), space)
+    # RELION notes what brings the frames back.
+    return -result * case.kind.pixel_size_angstrom

@@ -1,0 +1,187 @@
+"""Displaced images, sampled with a windowed sinc and added up in one pass.
+
+Convention
+----------
+The image is parted into square blocks, each of which is taken from where it was displaced to: block (i, j) of the
+result at pixel p is the image at `p + shifts[i, j]`. The interpolation is separable, eight samples along each axis
+under a Kaiser window; outside the image its outermost pixels hold. The first pass along x uses the shift of the block
+that the sampled row ends up in.
+"""
+
+import math
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+BLOCK = 16
+"""Side of a block in pixels: a gradient of 0.2 % of displacement makes steps of 0.03 pixels between blocks."""
+
+TAPS = 8
+_BETA = 5.0
+_STEPS = 1024
+_STRIP = 64
+
+
+def _make_table() -> npt.NDArray[np.float32]:
+    """Weights of the eight samples from -3 to 4 for fractions of a pixel from 0 to 1."""
+    fraction = np.arange(_STEPS + 1)[:, None] / _STEPS
+    distance = np.arange(TAPS)[None] - (TAPS // 2 - 1) - fraction
+    window = np.i0(_BETA * np.sqrt(np.clip(1 - (distance / (TAPS / 2)) ** 2, 0, None))) / np.i0(_BETA)
+    weights = np.sinc(distance) * window
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+_TABLE = _make_table()
+
+
+def count_blocks(shape: tuple[int, int]) -> tuple[int, int]:
+    """Blocks along y and x that cover an image."""
+    return math.ceil(shape[0] / BLOCK), math.ceil(shape[1] / BLOCK)
+
+
+def add_displaced(
+    image: Float[Tensor, "y x"],
+    shifts: Float[Tensor, "by bx 2"],
+    weights: Float[Tensor, " k"],
+    sums: Float[Tensor, "k y x"],
+) -> None:
+    """Add a displaced image to k sums, with a weight for each.
+
+    Parameters
+    ----------
+    image
+        `(y, x)` float32.
+    shifts
+        `(by, bx, 2)` yx of each block, pixels; see the module's convention.
+    weights
+        `(k,)`.
+    sums
+        `(k, y, x)` float32, changed in place.
+    """
+    if tuple(shifts.shape[:2]) != count_blocks((image.shape[0], image.shape[1])):
+        raise ValueError(f"`shifts` must be one a block; got {tuple(shifts.shape)} for {tuple(image.shape)}")
+    if image.device.type != "cpu":
+        sums += weights.to(sums)[:, None, None] * displace_reference(image, shifts)
+        return
+    _add_numba(
+        image.contiguous().numpy(),
+        shifts.to(torch.float64).numpy(),
+        weights.to(torch.float32).numpy(),
+        _TABLE,
+        sums.numpy(),
+    )
+
+
+def displace_reference(image: Tensor, shifts: Tensor) -> Tensor:
+    """Do what `add_displaced` adds, in plain torch; also what runs on a GPU."""
+    height, width = image.shape
+    device = image.device
+    table = torch.from_numpy(_TABLE).to(device)
+    shifts = shifts.to(device, torch.float64)
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    mean = shifts[..., 0].mean().round().long()
+    # Where the row of a sample ends up in the result.
+    block = ((rows - mean).clamp(0, height - 1) // BLOCK)[:, None]
+    whole, weights = _part(shifts[block, columns // BLOCK, 1], table)
+    step = torch.zeros_like(image)
+    for tap in range(TAPS):
+        place = (columns + whole + tap - (TAPS // 2 - 1)).clamp(0, width - 1)
+        step += weights[..., tap] * image.gather(1, place)
+    whole, weights = _part(shifts[(rows // BLOCK)[:, None], columns // BLOCK, 0], table)
+    result = torch.zeros_like(image)
+    for tap in range(TAPS):
+        place = (rows[:, None] + whole + tap - (TAPS // 2 - 1)).clamp(0, height - 1)
+        result += weights[..., tap] * step.gather(0, place)
+    return result
+
+
+def _part(shift: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    whole = shift.floor()
+    return whole.long(), table[((shift - whole) * _STEPS + 0.5).long()]
+
+
+@numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)
+def _add_numba(
+    image: npt.NDArray[np.float32],
+    shifts: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float32],
+    table: npt.NDArray[np.float32],
+    sums: npt.NDArray[np.float32],
+) -> None:
+    height, width = image.shape
+    blocks = shifts.shape[1]
+    mean = 0.0
+    margin = 0
+    for i in range(shifts.shape[0]):
+        for j in range(blocks):
+            mean += shifts[i, j, 0]
+            margin = max(margin, int(np.abs(shifts[i, j, 1])) + 2)
+    mean_row = int(np.rint(mean / (shifts.shape[0] * blocks)))
+    margin += TAPS
+    for strip in numba.prange((height + _STRIP - 1) // _STRIP):
+        top, bottom = strip * _STRIP, min(height, (strip + 1) * _STRIP)
+        low, high = 1 << 30, -(1 << 30)
+        for i in range(top // BLOCK, (bottom - 1) // BLOCK + 1):
+            for j in range(blocks):
+                whole = int(np.floor(shifts[i, j, 0]))
+                low, high = min(low, whole), max(high, whole)
+        first = top + low - (TAPS // 2 - 1)
+        count = bottom + high + TAPS // 2 - first + 1
+        step = np.empty((count, width), np.float32)
+        line = np.empty(width + 2 * margin, np.float32)
+        for n in range(count):
+            row = min(max(first + n, 0), height - 1)
+            line[:margin] = image[row, 0]
+            line[margin : margin + width] = image[row]
+            line[margin + width :] = image[row, width - 1]
+            i = min(max(row - mean_row, 0), height - 1) // BLOCK
+            for j in range(blocks):
+                shift = shifts[i, j, 1]
+                whole = int(np.floor(shift))
+                w = table[int((shift - whole) * _STEPS + 0.5)]
+                left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
+                start = left + margin + whole - (TAPS // 2 - 1)
+                size = right - left
+                w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+                for x in range(size):
+                    at = start + x
+                    step[n, left + x] = (
+                        w0 * line[at]
+                        + w1 * line[at + 1]
+                        + w2 * line[at + 2]
+                        + w3 * line[at + 3]
+                        + w4 * line[at + 4]
+                        + w5 * line[at + 5]
+                        + w6 * line[at + 6]
+                        + w7 * line[at + 7]
+                    )
+        result = np.empty(width, np.float32)
+        for y in range(top, bottom):
+            i = y // BLOCK
+            for j in range(blocks):
+                shift = shifts[i, j, 0]
+                whole = int(np.floor(shift))
+                w = table[int((shift - whole) * _STEPS + 0.5)]
+                left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
+                n = y + whole - (TAPS // 2 - 1) - first
+                size = right - left
+                w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+                for x in range(left, left + size):
+                    result[x] = (
+                        w0 * step[n, x]
+                        + w1 * step[n + 1, x]
+                        + w2 * step[n + 2, x]
+                        + w3 * step[n + 3, x]
+                        + w4 * step[n + 4, x]
+                        + w5 * step[n + 5, x]
+                        + w6 * step[n + 6, x]
+                        + w7 * step[n + 7, x]
+                    )
+            for k in range(len(weights)):
+                weight = weights[k]
+                for x in range(width):
+                    sums[k, y, x] += weight * result[x]
