@@ -23,7 +23,6 @@ from verglas.shapes import Rotations, Values
 _ROUNDS = 6
 _LARGEST_TURN_DEG = 10.0
 _LARGEST_SHARE = 0.1
-_DECIMALS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,14 +103,7 @@ def register_halves(
     found = _round(found)
     strayed = found.turn_deg > _LARGEST_TURN_DEG or float(found.shift_angstrom.norm()) > reach
     worse = _compare(first, move_map(second, found, pixel_size_angstrom), mask, band) <= before
-    return stay_put() if strayed or worse else _round(found)
-
-
-def _round(found: Registration) -> Registration:
-    """Drop the last digits, which differ from run to run with where the maps lie in memory."""
-    vector = matrices_to_rotation_vectors(found.rotation).round(decimals=_DECIMALS)
-    rotation = rotation_vectors_to_matrices(vector[None])[0]
-    return Registration(rotation, found.shift_angstrom.round(decimals=_DECIMALS))
+    return stay_put() if strayed or worse else found
 
 
 def differentiate_map(volume: Float[Tensor, "z y x"], band: Band) -> BandValues:
