@@ -246,7 +246,7 @@ def estimate(items: list[Item], params: AlignParams) -> Estimate:
         views = int(np.prod(one.series.image_shape)) * int(one.series.selected.sum())
         pixels = len(one.particles) * float(one.series.selected.sum()) * box**2
         memory = max(memory, 4 * views)
-        seconds += pixels * 1.2e-6 + views / 5e7 + 2.0
+        seconds += pixels * 5e-7 + views / 5e7 + 2.0
     return Estimate(memory + _PROCESS_BYTES, sum(300 * len(item.record.particles) for item in items), seconds)
 
 
