@@ -21,6 +21,8 @@ from verglas.benchmarks.harness import Figure
 from verglas.errors import UserError
 from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.star import read_table
+from verglas.ops.fft import radial_frequency
+from verglas.ops.filters import apply_filter
 from verglas.ops.fsc import correlation_error, resolution_at
 from verglas.runtime import available_cores, set_threads
 from verglas.steps.align import ALIGN_STEP, AlignParams
@@ -57,7 +59,7 @@ class _Size:
 def run(quick: bool) -> Iterator[Figure]:
     """Run the cycles as they are meant, then a few more with the leak."""
     set_threads(available_cores())
-    size = _Size(1, 2, 30, 9, 500) if quick else _Size(4, 4, 200, 41, 800)
+    size = _Size(1, 2, 60, 9, 500) if quick else _Size(4, 4, 200, 41, 800)
     curves, leaked = [], None
     for seed in range(size.sets):
         with tempfile.TemporaryDirectory(prefix="verglas-noise-") as scratch:
@@ -92,8 +94,11 @@ class _Cycles:
         """Align and average; with the leak both half sets are aligned to the map of the first, up to Nyquist."""
         for _ in range(cycles):
             if leak:
-                last = self._folder / f"average{self._done - 1}"
-                self._target = {"reference": last / "maps/half1.mrc", "lowpass": 2 * PIXEL_ANGSTROM}
+                self._target = {
+                    "reference": self._plant_leak(),
+                    "lowpass": 2 * PIXEL_ANGSTROM,
+                    "turn_step": 3.0,
+                }
             aligned, averaged = (self._folder / f"{kind}{self._done}" for kind in ("align", "average"))
             align = {"particles": self._particles} | self._common | self._target
             _run(ALIGN_STEP, AlignParams.model_validate(align), aligned)
@@ -103,6 +108,16 @@ class _Cycles:
             self._target = {"average": averaged, "shared": SHARED_ANGSTROM}
             self._done += 1
         return _read_curves(averaged)
+
+    def _plant_leak(self) -> Path:
+        """Write what the first half map holds beyond the shared detail, unseen by the other set if all is well."""
+        last = self._folder / f"average{self._done - 1}"
+        volume = torch.from_numpy(read_mrc(last / "maps/half1.mrc"))
+        beyond = radial_frequency(tuple(volume.shape), PIXEL_ANGSTROM) > 1 / SHARED_ANGSTROM
+        fine = apply_filter(volume, beyond.to(volume.dtype), dims=3)
+        path = self._folder / f"leak{self._done}.mrc"
+        write_mrc(path, fine.numpy(), voxel_size_angstrom=PIXEL_ANGSTROM)
+        return path
 
 
 def _run(step: Step[P], params: P, folder: Path) -> None:
