@@ -234,7 +234,7 @@ def _refine(smooth: FloatArray, tube: Tube) -> Tube:
         if missing > 0.6:
             return 0.0
         # A strand of the wall is denser than the wall, but not hollow.
-        return -float(np.nanmean(wall) - np.nanmean(hollow)) * (1 - missing)
+        return float((np.nanmean(hollow) - np.nanmean(wall)) * (1 - missing))
 
     simplex = np.vstack([np.zeros(5), 2.0 * np.eye(5)])
     found = minimize(

@@ -1,7 +1,7 @@
 """`helix`: the lattice of tubes: their axis, radius, repeat, starts and strands."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field
@@ -66,7 +66,7 @@ def run_item(item: Item, params: HelixParams, context: Context) -> ItemResult:
     draw_lattice(unrolled, lattice, voxel, context.folder / figure)
     ranking = lattice.rank_strands()
     margin = ranking[0][1] / max(ranking[1][1], 1e-9)
-    values = {
+    values: dict[str, Any] = {
         "centre_voxels": [round(float(value), 2) for value in tube.centre],
         "direction": [round(float(value), 4) for value in tube.direction],
         "radius_angstrom": round(tube.radius * voxel, 2),
@@ -84,7 +84,7 @@ _LEAST_POWER = 5.0
 _LEAST_MARGIN = 1.3
 
 
-def _doubt(name: str, values: dict[str, float]) -> tuple[str, ...]:
+def _doubt(name: str, values: dict[str, Any]) -> tuple[str, ...]:
     told = []
     if values["repeat_power"] < _LEAST_POWER:
         told.append(f"{name}: the layer line of the repeat stands out only {values['repeat_power']:g} times")
