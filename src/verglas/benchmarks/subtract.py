@@ -108,7 +108,9 @@ def _subtract(case: Case, out: str = "sub", **changes: Any) -> Summary:
         "map": "map.mrc",
         "remove": "remove.mrc",
     } | changes
-    paths = {name: case.folder / value if isinstance(value, str) else value for name, value in given.items()}
+    paths: dict[str, Any] = {
+        name: case.folder / value if isinstance(value, str) else value for name, value in given.items()
+    }
     report = run_step(SUBTRACT_STEP, SubtractParams(**paths), case.folder / out, options=QUIET)
     if report.failed or report.summary is None:
         raise RuntimeError(f"subtract failed: {report.failed}")
@@ -152,7 +154,7 @@ def _follow_up(case: Case) -> Iterator[Figure]:
     for star, name in (("sub/particles.star", "after"), ("ideal.star", "ideal")):
         run_relion(["relion_reconstruct", "--i", star, "--o", f"{name}.mrc", "--ctf"], folder)
         maps.append(read_mrc(folder / f"{name}.mrc").ravel())
-    agreement = float(np.corrcoef(*maps)[0, 1])
+    agreement = float(np.corrcoef(maps[0], maps[1])[0, 1])
     yield Figure(
         "subtract.relion_reconstructs",
         agreement,

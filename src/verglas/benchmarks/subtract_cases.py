@@ -125,7 +125,7 @@ def _write_maps(folder: Path, size: int, pixel: float) -> None:
     write_mrc(folder / "kept.mrc", (volume * (1 - remove)).astype(np.float32), voxel_size_angstrom=pixel)
 
 
-def _find_cleft(volume: Images, x: FloatArray) -> float:
+def _find_cleft(volume: Images, x: npt.NDArray[np.floating]) -> float:
     """X at which least density lies, between the subunits."""
     profile = gaussian_filter(volume.sum(axis=(0, 1)).astype(float), 1.0)
     middle = np.abs(x + 10) < 35

@@ -213,7 +213,8 @@ def _choose_point(maps: "Maps", params: SubtractParams) -> npt.NDArray[np.float6
         raise UserError("nothing is kept of the map, so it has no centre; expected `centre`")
     axis = np.arange(maps.size) - maps.size // 2
     sums = [kept.sum(axis=others) @ axis for others in ((0, 1), (0, 2), (1, 2))]
-    return np.array(sums) / kept.sum() * maps.pixel_size_angstrom
+    centre: npt.NDArray[np.float64] = np.array(sums) / kept.sum() * maps.pixel_size_angstrom
+    return centre
 
 
 def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Path) -> Summary:
