@@ -111,7 +111,8 @@ def write_micrographs_table(results: dict[str, ItemResult], params: "MotionParam
     from verglas.io.relion_tilt_series import project_path
     from verglas.io.star import write_star
 
-    rows, groups = [], {}
+    rows: list[dict[str, Any]] = []
+    groups: dict[tuple[float, float, float], int] = {}
     for name, result in results.items():
         values = result.values
         optics = (

@@ -48,7 +48,7 @@ class MovieFrames:
         if number in self._kept:
             return self._kept[number]
         at = self.start + number
-        frame = self.movie.frames(at, at + 1)[0]
+        frame: npt.NDArray[Any] = self.movie.frames(at, at + 1)[0]
         what = f"frame {at + 1} of movie {str(self.movie.path)!r}"
         if frame.dtype.kind == "f":
             check_finite(frame, what)
@@ -116,7 +116,7 @@ def read_gain(path: Path) -> FloatArray:
     file = open_movie(path)
     if len(file) != 1:
         raise UserError(f"gain reference {str(path)!r} holds {len(file)} images; expected one")
-    gain = np.nan_to_num(file.frames()[0].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    gain: FloatArray = np.nan_to_num(file.frames()[0].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     if not (gain > 0).any():
         raise UserError(f"gain reference {str(path)!r} has no positive pixel; expected factors around one")
     return gain

@@ -13,6 +13,7 @@ from verglas.algo.motion.field import fit_polynomial, shifts_on_axes
 from verglas.algo.motion.gain import check_gain, turn_gain
 from verglas.algo.motion.likelihood import make_grid, score_shifts
 from verglas.algo.motion.sums import FrameSums, block_shifts, weight_by_exposure, weight_plainly
+from verglas.algo.simulation.detector import make_camera
 from verglas.errors import UserError
 from verglas.model import MotionModel
 from verglas.ops.dose import exposure_filter, power_normalised_weights
@@ -54,6 +55,18 @@ def test_a_still_movie_is_found_still():
     found = estimate(make_movie((384, 384), truth, PIXEL), (3, 3, 3))
     # What is left is noise: it falls with the side of the image.
     assert error_pixels(found.model, truth) < 0.12
+
+
+def test_a_pattern_of_the_camera_does_not_hold_the_frames(monkeypatch):
+    truth = make_truth(12, PIXEL, drift=3.0, local=0.0)
+    camera = make_camera((256, 256), seed=7, gain_spread=0.2, hot_fraction=0.0, dead_fraction=0.0)
+    frames = make_movie((256, 256), truth, PIXEL, camera=camera, density=1 / 1000)
+    error = error_pixels(estimate(frames, (1, 1, 12)).model, truth)
+    monkeypatch.setattr("verglas.algo.motion.estimate.weaken_pattern", lambda *_: 0.0)
+    held = error_pixels(estimate(frames, (1, 1, 12)).model, truth)
+    # The pattern of this camera holds them nearly where they are.
+    assert held > 0.8
+    assert error < 0.55 * held
 
 
 def test_noise_alone_moves_little():

@@ -29,6 +29,7 @@ from verglas.algo.motion.likelihood import (
     spread_weights,
 )
 from verglas.algo.motion.patches import Layout, cut_patch, lay_patches
+from verglas.algo.motion.pattern import weaken_pattern
 from verglas.algo.motion.whole import correlate_frames
 from verglas.model import MotionModel
 from verglas.ops.splines import spline_matrix
@@ -108,7 +109,7 @@ def estimate_motion(
     Parameters
     ----------
     bands
-        `(n, h, w)` half transforms from `transform_band`.
+        `(n, h, w)` half transforms from `transform_band`; a pattern of the camera is taken off in place.
     band_shape
         Size of the images they are transforms of.
     shape
@@ -123,6 +124,7 @@ def estimate_motion(
     if count == 1:
         model = MotionModel(np.zeros((1, 2)), np.zeros((2, 1, 1, 1)))
         return Estimated(model, np.zeros(1), np.zeros(1), 0.0, highest)
+    weaken_pattern(bands, whole)
     shifts = correlate_frames(bands, whole, shape)
     state = _start(count, settings, shifts)
     # The whole image as one patch, before it is known how it deforms.
@@ -156,11 +158,12 @@ def _start(count: int, settings: Settings, shifts: Tensor) -> _State:
 
 
 def _measure(patches: list[Tensor], grid: Grid, shifts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    power, common = 0.0, 0.0
+    power = torch.zeros(patches[0].shape[1:], device=patches[0].device)
+    common = torch.zeros_like(power)
     for transforms, shift in zip(patches, shifts, strict=True):
         own, shared = measure_powers(align(transforms, grid, shift))
         power, common = power + own, common + shared
-    return measure_weights(power, common, grid, len(patches[0]), len(patches))  # type: ignore[arg-type]
+    return measure_weights(power, common, grid, len(patches[0]), len(patches))
 
 
 def _fisher(weights: Tensor, shares: Tensor, grid: Grid) -> float:
@@ -276,7 +279,8 @@ def _make_positive(information: Tensor) -> Tensor:
     """Take as no information what chance made negative."""
     values, vectors = torch.linalg.eigh(0.5 * (information + information.T))
     floor = 0.05 * values.max().clamp(min=0)
-    return vectors @ torch.diag(torch.maximum(values, floor)) @ vectors.T
+    positive: Tensor = vectors @ torch.diag(torch.maximum(values, floor)) @ vectors.T
+    return positive
 
 
 def _join(state: _State, local: bool) -> Tensor:
@@ -316,7 +320,8 @@ def _make_prior(state: _State, settings: Settings, local: bool) -> Tensor:
     if t > 2:
         even = torch.kron(eyes[1], eyes[2]) * area * (pixel / BEND_ANGSTROM) ** 2
         smooth = smooth + torch.kron(_steps(eyes[0], 2) * quarter**3, even)
-    return torch.block_diag(prior, smooth)
+    joined: Tensor = torch.block_diag(prior, smooth)  # type: ignore[no-untyped-call]
+    return joined
 
 
 def _steps(eye: Tensor, order: int = 1) -> Tensor:

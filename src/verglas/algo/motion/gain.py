@@ -92,7 +92,8 @@ def check_gain(mean: FloatArray, gain: FloatArray) -> GainCheck:
             f"the gain reference has (y, x) = {gain.shape}, the frames have {mean.shape}; expected one size"
         )
     pattern = _fine(mean)
-    reference = _fine(1 / np.where(gain > 0, gain, np.median(gain[gain > 0])))
+    usable = np.where(gain > 0, gain, np.median(gain[gain > 0]))
+    reference = _fine(np.asarray(1 / usable, np.float32))
     scores = {}
     for turns, flip in ORIENTATIONS:
         turned = turn_gain(reference, turns, flip)

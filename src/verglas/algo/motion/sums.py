@@ -134,7 +134,8 @@ class FrameSums:
         """Sum of all frames."""
         rank = len(self._weighting.plain)
         plain = torch.from_numpy(self._weighting.plain).to(self._sums)
-        return torch.tensordot(plain, self._sums[:rank], dims=1)
+        total: Tensor = torch.tensordot(plain, self._sums[:rank], dims=1)
+        return total
 
     def even(self) -> Float[Tensor, "y x"]:
         """Sum of the second, fourth ... frame."""

@@ -32,7 +32,7 @@ def _make_table() -> npt.NDArray[np.float32]:
     distance = np.arange(TAPS)[None] - (TAPS // 2 - 1) - fraction
     window = np.i0(_BETA * np.sqrt(np.clip(1 - (distance / (TAPS / 2)) ** 2, 0, None))) / np.i0(_BETA)
     weights = np.sinc(distance) * window
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(1, keepdims=True), np.float32)
 
 
 _TABLE = _make_table()
