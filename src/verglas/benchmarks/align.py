@@ -7,16 +7,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from verglas.benchmarks.align_cases import Case, average_and_align, simulate_case
+import numpy as np
+import torch
+
+from verglas.benchmarks.align_cases import Case, average_and_align, make_average, simulate_case
 from verglas.benchmarks.align_speed import race_with_relion
 from verglas.benchmarks.harness import Figure
+from verglas.io.mrc import read_mrc
+from verglas.ops.rotation import angular_distance_deg
+from verglas.ops.symmetry import symmetry_matrices
+from verglas.ops.symmetry_search import find_symmetry_frame
 from verglas.runtime import available_cores
+from verglas.steps.average import AVERAGE_STEP
 from verglas.steps.compare_average import AverageErrors, judge_average
 from verglas.steps.simulate import SimulateParams
-from verglas.steps.step import RunOptions
+from verglas.steps.step import RunOptions, run_step
 
 _DATA = "VERGLAS_SHARED_DATA"
-_TURN, _SHIFT, _TRUTH = 1.5, 2.0, 10.0
+_TURN, _SHIFT, _TRUTH, _AXES = 1.5, 2.0, 10.0, 3.0
 
 _RIBOSOME = Case(
     SimulateParams(
@@ -90,15 +98,36 @@ def _follow(name: str, case: Case) -> Iterator[Figure]:
         folder = Path(scratch)
         start = simulate_case(case, folder, options)
         started = time.perf_counter()
-        verdicts = [
-            judge_average(folder / "simulate", particles, average)
-            for particles, average in average_and_align(case, start, folder, options)
-        ]
+        cycles = list(average_and_align(case, start, folder, options))
         seconds = time.perf_counter() - started
+        verdicts = [judge_average(folder / "simulate", *cycle) for cycle in cycles]
+        if case.symmetry != "C1":
+            yield _find_axes(name, case, cycles[0][0], folder, options)
     yield from _report(f"align.{name}", case, verdicts, judged=name != "quick")
     count = case.simulation.copies * case.simulation.count
     yield Figure(
         f"align.{name}.seconds", seconds, f"s, {count} particles, {case.cycles} cycles of align and average"
+    )
+
+
+def _find_axes(name: str, case: Case, particles: Path, folder: Path, options: RunOptions) -> Figure:
+    """Find the point group in the first average, made without it: its axes are those of the true poses."""
+    run_step(
+        AVERAGE_STEP,
+        make_average(replace(case, symmetry="C1"), particles, folder),
+        folder / "unsymmetric",
+        options=options,
+    )
+    volume = torch.from_numpy(np.array(read_mrc(folder / "unsymmetric/maps/average.mrc")))
+    frame = find_symmetry_frame(volume, case.symmetry)
+    group = symmetry_matrices(case.symmetry).double()
+    off = float(angular_distance_deg(frame.rotation.double(), group).min())
+    return Figure(
+        f"align.{name}.axes",
+        off,
+        f"degrees between the axes found in the first average and the true ones; correlation {frame.correlation:.2f}",
+        target=f"at most {_AXES}",
+        holds=off <= _AXES,
     )
 
 

@@ -76,6 +76,18 @@ def simulate_case(case: Case, folder: Path, options: RunOptions) -> Path:
     return folder / "particles/particles.star"
 
 
+def make_average(case: Case, particles: Path, folder: Path) -> AverageParams:
+    """Make the parameters of an average of these particles."""
+    return AverageParams(
+        particles=particles,
+        tilt_series=folder / "simulate/truth/tilt_series.star",
+        particle_radius=case.radius_angstrom,
+        box=case.box,
+        symmetry=case.symmetry,
+        ice_thickness=case.simulation.thickness,
+    )
+
+
 def average_and_align(
     case: Case, start: Path, folder: Path, options: RunOptions
 ) -> Iterator[tuple[Path, Path]]:
@@ -96,16 +108,10 @@ def average_and_align(
                 average=(folder / f"average{cycle - 1}",),
                 particle_radius=case.radius_angstrom,
                 ice_thickness=case.simulation.thickness,
+                symmetry=case.symmetry,
             )
             run_step(ALIGN_STEP, align, folder / f"align{cycle}", options=options)
             particles = folder / f"align{cycle}/particles.star"
-        average = AverageParams(
-            particles=particles,
-            tilt_series=series,
-            particle_radius=case.radius_angstrom,
-            box=case.box,
-            symmetry=case.symmetry,
-            ice_thickness=case.simulation.thickness,
-        )
+        average = make_average(case, particles, folder)
         run_step(AVERAGE_STEP, average, folder / f"average{cycle}", options=options)
         yield particles, folder / f"average{cycle}"

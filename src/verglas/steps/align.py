@@ -42,7 +42,8 @@ class AlignParams(Params):
         tuple[Path, ...],
         BeforeValidator(_as_tuple),
         Field(
-            description="instead of `average`: MRC maps for both half sets, one for each class, dense bright"
+            description="instead of `average`: MRC maps, dense bright, or atomic models for both half sets, one for "
+            "each class"
         ),
     ] = ()
     lowpass: Annotated[float, Field(gt=0, description="finest detail of `reference` that is used, in Å")] = (
@@ -227,7 +228,7 @@ def estimate(items: list[Item], params: AlignParams) -> Estimate:
         views = int(np.prod(one.series.image_shape)) * int(one.series.selected.sum())
         pixels = len(one.particles) * float(one.series.selected.sum()) * box**2
         memory = max(memory, 4 * views)
-        seconds += pixels * 1.2e-6 + views / 5e7 + 2.0
+        seconds += pixels * 5e-7 + views / 5e7 + 2.0
     return Estimate(memory + _PROCESS_BYTES, sum(300 * len(item.record.particles) for item in items), seconds)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from verglas.errors import UserError
 from verglas.files import check_exists
-from verglas.steps.map_results import read_mask, read_volume
+from verglas.steps.map_results import FloatArray, read_mask, read_volume
+from verglas.steps.match_inputs import is_model, read_density
 from verglas.steps.step import Context
 
 if TYPE_CHECKING:
@@ -124,12 +125,12 @@ def _read_pairs(params: "AlignParams") -> "tuple[list[tuple[torch.Tensor, torch.
     from verglas.algo.averaging.reference import share_low_resolution
     from verglas.ops.filters import apply_filter, gaussian_lowpass_filter
 
-    maps = [path for path in list_maps(params) if path.suffix == ".mrc" and path != params.mask]
-    read = {path: read_volume(path) for path in maps}
-    pixel = read[maps[0]][1]
-    for path, (volume, voxel) in read.items():
-        _check_map(path, volume.shape, voxel, read[maps[0]][0].shape, pixel, params.particle_radius)
-    volumes = [torch.from_numpy(volume) for volume, _ in read.values()]
+    halves = [folder / name for folder in params.average for name in _FILES[:2]]
+    read = [(path, *_read_map(path, params)) for path in params.reference or halves]
+    _, first, pixel = read[0]
+    for path, volume, voxel in read:
+        _check_map(path, volume.shape, voxel, first.shape, pixel, params.particle_radius)
+    volumes = [torch.from_numpy(volume) for _, volume, _ in read]
     if params.reference:
         lowpass = gaussian_lowpass_filter(tuple(volumes[0].shape), pixel, params.lowpass)
         low = [apply_filter(volume, lowpass, dims=3) for volume in volumes]
@@ -141,6 +142,28 @@ def _read_pairs(params: "AlignParams") -> "tuple[list[tuple[torch.Tensor, torch.
     # Scores of classes are compared, so all of them are taken to the detail that each of them has.
     finest = params.resolution or max(_read_resolution(folder / "fsc.star") for folder in params.average)
     return pairs, pixel, finest
+
+
+def _read_map(path: Path, params: "AlignParams") -> tuple[FloatArray, float]:
+    """Read a map, or draw an atomic model at the sampling of the first series in a box of four radii."""
+    import torch
+
+    from verglas.ops.fft import crop_centred, pad_centred
+
+    if not is_model(path):
+        return read_volume(path)
+    pixel, box = _choose_grid(params)
+    drawn = torch.from_numpy(read_density(path, pixel).values)
+    fit = crop_centred if len(drawn) >= box else pad_centred
+    return fit(drawn, (box,) * 3).numpy(), pixel
+
+
+def _choose_grid(params: "AlignParams") -> tuple[float, int]:
+    """Pixel size and box in which an atomic model is drawn."""
+    from verglas.io.relion_tilt_series import read_tilt_series
+
+    pixel = next(iter(read_tilt_series(params.tilt_series).values())).pixel_size_angstrom
+    return pixel, 2 * int(np.ceil(2 * params.particle_radius / pixel))
 
 
 def _check_map(
@@ -185,4 +208,5 @@ def read_box(params: "AlignParams") -> int:
     """Side of the maps, pixels."""
     from verglas.io.mrc import read_mrc_header
 
-    return int(read_mrc_header(list_maps(params)[0]).shape[-1])
+    first = list_maps(params)[0]
+    return _choose_grid(params)[1] if is_model(first) else int(read_mrc_header(first).shape[-1])

@@ -121,7 +121,7 @@ def test_what_the_user_gets_fits_in_the_ice():
     for item in list_items(params):
         scheme = plan_series(item.name, item.record, params, Path("x.mrc"))
         field, _ = build_scene(item.name, item.record, params, scheme.truth)
-        assert (len(field.particles), len(field.beads_angstrom), len(scheme.truth)) == (45, 12, 41)
+        assert (len(field.particles), len(field.beads_angstrom), len(scheme.truth)) == (24, 12, 41)
 
 
 def test_the_pipeline_goes_from_raw_stacks_to_the_truth(tmp_path):

@@ -44,11 +44,12 @@ def choose_simulation() -> "SimulateParams":
         name="demo",
         count=2,
         seed=52,
-        image_size=(400, 400),
-        pixel_size=8.0,
-        thickness=1200.0,
-        copies=45,
-        vesicle_radius=400.0,
+        # Fine enough for rings of the CTF that can be fitted.
+        image_size=(480, 480),
+        pixel_size=5.0,
+        thickness=1000.0,
+        copies=24,
+        vesicle_radius=300.0,
     )
 
 
