@@ -61,7 +61,7 @@ def list_files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for kind in kinds for path in folder.rglob(kind)}
 
 
-@pytest.mark.parametrize("command", ["average", "align"])
+@pytest.mark.parametrize("command", ["average", pytest.param("align", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(three, ribosomes, tmp_path, command):
     shutil.copy(ribosomes.reference, three / "first.mrc")
     process = start(three, command, tmp_path / "killed")
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(three, ribosomes, tmp_path, comm
     while process.poll() is None and len(list(items.glob("*.json"))) < 1:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     done = {path.name for path in items.glob("*.json")}
     assert done
     assert not (tmp_path / "killed/summary.json").exists()
