@@ -125,7 +125,7 @@ def _name_kind(kind: Any) -> str:
     if origin is Annotated:
         return _name_kind(inner[0])
     if origin in {Union, types.UnionType}:
-        return _name_kind(next(one for one in inner if one is not type(None)))
+        return " or ".join(_name_kind(one) for one in inner if one is not type(None))
     if origin is Literal:
         return ", ".join(map(str, inner[:-1])) + f" or {inner[-1]}"
     if origin is tuple and inner[-1] is Ellipsis:

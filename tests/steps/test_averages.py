@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from verglas.errors import UserError
 from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.relion_particles import read_particles, write_particles
-from verglas.io.star import read_table
+from verglas.io.star import read_star, read_table
 from verglas.ops.fft import crop_centred, pad_centred
 from verglas.ops.fsc import fourier_shell_correlation
 from verglas.ops.masks import soft_sphere_mask
@@ -167,12 +168,17 @@ def test_what_is_written_is_whole(cycle, relion):
 
 
 def test_relion_finds_the_same_correlation(cycle, relion, tmp_path):
-    """Unmasked and masked curves of relion_postprocess, shell by shell."""
+    """Unmasked and masked curves of relion_postprocess, shell by shell, of the maps that the table names."""
     job = cycle / "average1"
+    general = read_star(job / "fsc.star")["general"]
     (tmp_path / "post").mkdir()  # where RELION puts the log that it makes of `--o`
+    first, second, mask = (
+        str(job / general[label])
+        for label in ("rlnUnfilteredMapHalf1", "rlnUnfilteredMapHalf2", "rlnMaskName")
+    )
     relion(
-        "relion_postprocess", "--i", str(job / "maps/half1.mrc"), "--i2", str(job / "maps/half2.mrc"),
-        "--mask", str(job / "maps/mask.mrc"), "--angpix", PIXEL, "--o", "post", "--skip_fsc_weighting",
+        "relion_postprocess", "--i", first, "--i2", second, "--mask", mask,
+        "--angpix", PIXEL, "--o", "post", "--skip_fsc_weighting",
     )  # fmt: skip
     ours = read_table(job / "fsc.star", "fsc")
     theirs = read_table(tmp_path / "post.star", "fsc")
@@ -183,7 +189,8 @@ def test_relion_finds_the_same_correlation(cycle, relion, tmp_path):
 
 def test_fsc_alone_gives_the_curve_of_the_average(cycle, tmp_path):
     maps = cycle / "average1/maps"
-    params = FscParams(half1=maps / "half1.mrc", half2=maps / "half2.mrc", mask=maps / "mask.mrc")
+    second = cycle / "average1" / read_star(cycle / "average1/fsc.star")["general"]["rlnUnfilteredMapHalf2"]
+    params = FscParams(half1=maps / "half1.mrc", half2=second, mask=maps / "mask.mrc", local_resolution=True)
     report = run_step(FSC_STEP, params, tmp_path / "out", options=QUIET)
     one, other = (read_table(job / "fsc.star", "fsc") for job in (tmp_path / "out", cycle / "average1"))
     label = "rlnFourierShellCorrelationCorrected"
@@ -191,6 +198,15 @@ def test_fsc_alone_gives_the_curve_of_the_average(cycle, tmp_path):
     assert report.summary.values["resolution"].value == pytest.approx(
         json.loads((cycle / "average1/summary.json").read_text())["values"]["resolution"]["value"], abs=0.02
     )
+    local = read_mrc(tmp_path / "out/maps/local_resolution.mrc")
+    middle = np.median(local[18:26, 18:26, 18:26])
+    assert middle == pytest.approx(report.summary.values["resolution"].value, rel=0.25)
+    assert np.median(local[:6]) > middle
+    points = ElementTree.parse(tmp_path / "out/fsc.xml").getroot()
+    assert points.attrib["xaxis"] == "Resolution (A-1)"
+    values = [float(point.findtext("y")) for point in points]
+    np.testing.assert_allclose(values, one[label], atol=1e-5)
+    assert (tmp_path / "out/figures/fsc.pdf").read_bytes().startswith(b"%PDF")
     write_mrc(tmp_path / "small.mrc", np.ones((20, 20, 20), np.float32), voxel_size_angstrom=PIXEL)
     for changes, words in (
         ({"half2": tmp_path / "small.mrc"}, "expected cubes of one size"),
@@ -206,11 +222,53 @@ def test_fsc_alone_gives_the_curve_of_the_average(cycle, tmp_path):
         assert re.search(words, told)
 
 
+def test_the_final_map_joins_halves_that_drifted_apart(simulation, truth, tmp_path):
+    """The second half set is turned by 5° and shifted by 12 Å as a whole."""
+    halves = replace(truth, half_set=1 + np.arange(len(truth)) % 2)
+    drift = rotation_vectors_to_matrices(torch.tensor([[3.0, -4.0, 0.0]], dtype=torch.float64))[0]
+    rotations = euler_to_matrices(torch.from_numpy(halves.angles_deg))
+    shift = torch.tensor([10.0, 0.0, -7.0], dtype=torch.float64)
+    second = torch.from_numpy(halves.half_set == 2)
+    turned = torch.where(second[:, None, None], rotations @ drift, rotations)
+    moves = torch.where(second[:, None], (rotations @ shift[:, None])[..., 0], 0.0)
+    drifted = replace(
+        halves,
+        angles_deg=matrices_to_euler(turned).numpy(),
+        positions_angstrom=halves.positions_angstrom + moves.numpy(),
+    )
+    write_particles(tmp_path / "drifted.star", drifted)
+    run_average(simulation, tmp_path / "drifted.star", tmp_path / "out", mask="molecule")
+    report = run_average(
+        simulation,
+        tmp_path / "drifted.star",
+        tmp_path / "final",
+        final=tmp_path / "out",
+        bfactor=(0.0, 3000.0),
+    )
+    frequency, blurred = correlation_with_truth(simulation, tmp_path / "out")
+    _, sharp = correlation_with_truth(simulation, tmp_path / "final")
+    band = (frequency > 1 / 60) & (frequency < 1 / 35)
+    assert float(sharp[band].mean()) > float(blurred[band].mean()) + 0.05
+    assert report.summary.values["registration"].value > 12
+    plain, sharpened = (read_mrc(tmp_path / f"final/maps/average_b{b}.mrc") for b in (0, 3000))
+    np.testing.assert_allclose(plain, read_mrc(tmp_path / "final/maps/average.mrc"), atol=1e-5 * plain.max())
+    assert np.abs(np.fft.rfftn(sharpened)[8]).mean() > 1.5 * np.abs(np.fft.rfftn(plain)[8]).mean()
+    assert {figure.path for figure in report.summary.figures} >= {
+        f"figures/{kind}.png" for kind in ("sections", "sampling", "counts", "local_resolution")
+    }
+    with pytest.raises(UserError, match="whose mask is taken"):
+        run_average(
+            simulation, tmp_path / "drifted.star", tmp_path / "no", final=tmp_path / "out", mask="molecule"
+        )
+    with pytest.raises(UserError, match="does not exist"):
+        run_average(simulation, tmp_path / "drifted.star", tmp_path / "no", final=tmp_path / "none")
+
+
 def test_a_second_run_gives_the_same_bytes(simulation, start, cycle, tmp_path):
     run_align(simulation, start, tmp_path / "align", average=cycle / "average0")
     assert (tmp_path / "align/particles.star").read_bytes() == (cycle / "align1/particles.star").read_bytes()
     run_average(simulation, start, tmp_path / "average")
-    for name in ("maps/average.mrc", "fsc.star", "figures/average.png"):
+    for name in ("maps/average.mrc", "fsc.star", "figures/average.png", "figures/fsc.pdf"):
         assert (tmp_path / "average" / name).read_bytes() == (cycle / "average0" / name).read_bytes()
 
 
@@ -219,6 +277,78 @@ def test_a_first_reference_serves_both_halves(simulation, start, tmp_path):
     report = run_align(simulation, start, tmp_path / "out", reference=tmp_path / "first.mrc", lowpass=50.0)
     assert report.summary.values["compared to"].value == 50.0
     assert report.summary.values["score"].value > 0.05
+
+
+def test_classes_are_told_apart_and_taken(simulation, start, tmp_path):
+    """A molecule, and what mirrors it; no more than a few particles take the wrong one."""
+    volume = reference_map(simulation, 44)
+    for name, one in (("wrong", torch.roll(volume.flip(0), 1, 0)), ("right", volume)):
+        write_mrc(tmp_path / f"{name}.mrc", one.numpy(), voxel_size_angstrom=PIXEL)
+    maps = (tmp_path / "wrong.mrc", tmp_path / "right.mrc")
+    report = run_align(simulation, start, tmp_path / "out", reference=maps, lowpass=40.0)
+    few, most = map(int, report.summary.values["classes"].value.split(", "))
+    assert few + most == len(read_particles(start))
+    assert most > 3 * few
+    params = ParticlesParams(particles=(tmp_path / "out/particles.star",), class_number=2)
+    run_step(PARTICLES_STEP, params, tmp_path / "class2", options=QUIET)
+    assert len(read_particles(tmp_path / "class2/particles.star")) == most
+    with pytest.raises(UserError, match="no particle is of class 7"):
+        run_step(PARTICLES_STEP, params.model_copy(update={"class_number": 7}), tmp_path / "x", options=QUIET)
+    with pytest.raises(UserError, match="the particles have no rlnClassNumber"):
+        run_step(
+            PARTICLES_STEP, params.model_copy(update={"particles": (start,)}), tmp_path / "y", options=QUIET
+        )
+
+
+def test_random_orientations_are_spread_and_repeatable(start, tmp_path):
+    found = []
+    for name in "ab":
+        params = ParticlesParams(particles=(start,), orientations="random", seed=4)
+        run_step(PARTICLES_STEP, params, tmp_path / name, options=QUIET)
+        found.append(read_particles(tmp_path / name / "particles.star"))
+    np.testing.assert_array_equal(found[0].angles_deg, found[1].angles_deg)
+    turned = angular_distance_deg(
+        *(euler_to_matrices(torch.from_numpy(one.angles_deg)) for one in (found[0], read_particles(start)))
+    )
+    assert float(turned.median()) > 90
+    assert np.isnan(found[0].score).all()
+
+
+def test_references_are_read_again_when_their_file_changes(simulation, start, tmp_path):
+    path = tmp_path / "first.mrc"
+    scores = []
+    for sign in (1, -1):
+        write_mrc(path, sign * reference_map(simulation, 44).numpy(), voxel_size_angstrom=PIXEL)
+        options = {"reference": path, "turn": 0.0, "shift": 0.0, "refine": False}
+        report = run_align(simulation, start, tmp_path / f"out{sign}", turn_step=None, **options)
+        scores.append(report.summary.values["score"].value)
+    assert scores[0] == pytest.approx(-scores[1], rel=1e-3)
+
+
+def test_maps_of_two_sizes_are_refused(simulation, start, tmp_path):
+    for size in (44, 48):
+        volume = reference_map(simulation, size).numpy()
+        write_mrc(tmp_path / f"{size}.mrc", volume, voxel_size_angstrom=PIXEL)
+    params = AlignParams(
+        particles=start,
+        tilt_series=simulation / "truth/tilt_series.star",
+        reference=(tmp_path / "44.mrc", tmp_path / "48.mrc"),
+        particle_radius=RADIUS,
+    )
+    failed = run_step(ALIGN_STEP, params, tmp_path / "out", options=QUIET).failed
+    assert "expected (44, 44, 44) of 14 Å like the first map" in next(iter(failed.values()))
+
+
+def test_two_kinds_of_grids_at_once_are_refused(start):
+    with pytest.raises(ValueError, match="expected `angle_search` or `turn`"):
+        AlignParams(
+            particles=start,
+            tilt_series=start,
+            reference=start,
+            particle_radius=RADIUS,
+            turn=10.0,
+            angle_search=(10.0, 5.0, 10.0, 5.0),
+        )
 
 
 @pytest.mark.parametrize(

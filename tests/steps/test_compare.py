@@ -46,7 +46,7 @@ def test_the_truth_itself_agrees_to_nyquist(simulation, tmp_path):
     assert values["resolution_angstrom"] == pytest.approx(40.0)
     assert values["largest_correlation"] == pytest.approx(1.0)
     assert values["true_geometry"]
-    assert "does not align tilt series" in report.summary.warnings[0]
+    assert "judges the reconstruction alone" in report.summary.warnings[0]
     for figure in report.summary.figures:
         assert (tmp_path / "compare" / figure.path).read_bytes().startswith(b"\x89PNG")
 

@@ -395,6 +395,7 @@ def _reconstruct(folder: Path, job: str, voxel: float, thickness: float) -> Floa
         pixel_size=voxel,
         thickness=thickness,
         dose_weight=False,
+        ctf="none",
     )
     out = folder / f"{job}_tomogram"
     report = run_step(RECONSTRUCT_STEP, params, out, options=_QUIET)

@@ -4,11 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.ndimage import gaussian_filter
 
 from verglas.io.mrc import create_mrc
+from verglas.io.relion_particles import write_particles
 from verglas.io.relion_tilt_series import write_tilt_series
-from verglas.model import ImageReference, Optics, TiltSeries
+from verglas.model import ImageReference, Optics, Particles, TiltSeries
+from verglas.ops.rotation import matrices_to_euler, random_rotations
 
 PIXEL_ANGSTROM = 10.0
 
@@ -49,6 +52,60 @@ def write_noise_series(folder: Path, shape: tuple[int, int], *, views: int = 41)
         pre_exposure_e_per_a2=np.argsort(np.argsort(np.abs(tilts), kind="stable")).astype(float) * 3,
     )
     return write_tilt_series(folder, [series]), stack
+
+
+def write_noise_particles(
+    folder: Path, *, views: int, side: int, particles: int, seed: int = 0
+) -> tuple[Path, Path]:
+    """Write views of white noise with a CTF to correct, and particles that are nowhere.
+
+    Parameters
+    ----------
+    folder
+        Where files go.
+    views, side
+        How many views, and their side in pixels.
+    particles
+        How many; their half sets alternate.
+    seed
+        Of all that is random.
+
+    Returns
+    -------
+    tuple
+        `tilt_series.star` and `particles.star`.
+    """
+    rng = np.random.default_rng(seed)
+    stack = folder / "noise.mrc"
+    with create_mrc(stack, (views, side, side), voxel_size_angstrom=PIXEL_ANGSTROM, is_stack=True) as writer:
+        for _ in range(views):
+            writer.write(40 + rng.standard_normal((1, side, side), dtype=np.float32))
+    tilts = np.linspace(-60.0, 60.0, views)
+    series = TiltSeries(
+        name="noise",
+        optics=Optics(PIXEL_ANGSTROM),
+        image_shape=(side, side),
+        images=tuple(ImageReference(stack, row) for row in range(views)),
+        nominal_tilt_deg=tilts,
+        y_tilt_deg=tilts,
+        z_rot_deg=np.full(views, 85.0),
+        exposure_e_per_a2=np.full(views, 3.0),
+        pre_exposure_e_per_a2=np.argsort(np.argsort(np.abs(tilts), kind="stable")).astype(float) * 3,
+        defocus_u_angstrom=np.full(views, 30000.0),
+        defocus_v_angstrom=np.full(views, 30000.0),
+    )
+    # So far from the middle that nearly every view holds nearly all of every particle.
+    reach = 0.38 * side * PIXEL_ANGSTROM
+    angles = matrices_to_euler(random_rotations(particles, torch.Generator().manual_seed(seed)))
+    table = Particles(
+        tomogram_names=np.full(particles, "noise"),
+        positions_angstrom=rng.uniform(-1, 1, (particles, 3)) * [reach, reach, 500.0],
+        angles_deg=angles.numpy(),
+        half_set=1 + np.arange(particles) % 2,
+        score=np.full(particles, np.nan),
+    )
+    write_particles(folder / "particles.star", table)
+    return write_tilt_series(folder, [series]), folder / "particles.star"
 
 
 def filter_rows(views: npt.NDArray[np.float32], tilt_deg: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

@@ -19,12 +19,15 @@ from verglas.errors import UserError
 from verglas.runtime import available_cores
 
 BENCHMARKS = {
+    "align": "verglas.benchmarks.align",
     "align-tilts": "verglas.benchmarks.align_tilts",
+    "average": "verglas.benchmarks.average",
     "backproject": "verglas.benchmarks.backproject",
     "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",
     "fiducials": "verglas.benchmarks.fiducials",
     "match": "verglas.benchmarks.match",
+    "no-invention": "verglas.benchmarks.no_invention",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
     "rotate": "verglas.benchmarks.rotate",

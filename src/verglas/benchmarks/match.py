@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 
 from verglas.algo.matching import search
-from verglas.algo.matching.angles import uniform_grid
 from verglas.algo.matching.bank import Bank, build_bank
 from verglas.algo.matching.peaks import allow_inside, exclude_neighbours, find_local_maxima
 from verglas.algo.matching.template import Template, prepare_template, template_box, turn_templates
@@ -22,6 +21,7 @@ from verglas.algo.simulation.scatterers import move_scatterers
 from verglas.benchmarks.harness import NO_PEER, Figure, measure_process, measure_time
 from verglas.benchmarks.match_cases import find_in_crowd
 from verglas.benchmarks.peers import PYTME, run_peer
+from verglas.ops.angles import uniform_grid
 from verglas.ops.fft import fast_size
 from verglas.ops.rotation import random_rotations
 from verglas.runtime import available_cores, set_threads

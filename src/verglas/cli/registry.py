@@ -170,10 +170,22 @@ STEPS = (
         WHOLE,
         "Simulate tilt series with known truth.",
     ),
+    StepCommand("compare", "verglas.steps.compare.COMPARE_STEP", WHOLE, "Compare tomograms with the truth."),
+    StepCommand(
+        "compare average",
+        "verglas.steps.compare_average.COMPARE_AVERAGE_STEP",
+        WHOLE,
+        "Compare an average and its poses with the truth.",
+    ),
 )
 
 COMMANDS = (
-    PlainCommand("demo", "verglas.cli.commands.demo:demo", WHOLE, "Simulate, reconstruct, compare, report."),
+    PlainCommand(
+        "demo",
+        "verglas.cli.commands.demo:demo",
+        WHOLE,
+        "Simulate, go from raw tilts to an average, compare, report.",
+    ),
     PlainCommand("run", "verglas.cli.commands.run:run", WHOLE, "Run the jobs of a file, and report on all."),
     PlainCommand("report", "verglas.cli.commands.report:report", WHOLE, "Rebuild the report of job folders."),
     PlainCommand("doctor", "verglas.cli.commands.doctor:doctor", WHOLE, "Show what this machine offers."),

@@ -89,7 +89,7 @@ def make_figure(width_inches: float = 8.0, height_inches: float = 5.0) -> Figure
 
 
 def save_figure(fig: Figure, path: Path | str) -> Path:
-    """Save a figure as PNG, whole or not at all, without date and version of the program.
+    """Save a figure as PNG or PDF, whole or not at all, without date and version of the program.
 
     A figure without colour becomes a grey image of 64 levels: those of noise that nobody can tell apart would
     make most of the file.
@@ -99,7 +99,7 @@ def save_figure(fig: Figure, path: Path | str) -> Path:
     fig
         The figure.
     path
-        Where it goes; ends in `.png`.
+        Where it goes; ends in `.png` or `.pdf`.
 
     Returns
     -------
@@ -107,8 +107,14 @@ def save_figure(fig: Figure, path: Path | str) -> Path:
         `path`.
     """
     path = Path(path)
+    if path.suffix == ".pdf":
+        with atomic_path(path) as temporary:
+            fig.savefig(
+                temporary, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}
+            )
+        return path
     if path.suffix != ".png":
-        raise ValueError(f"`path` must end in .png; got {str(path)!r}")
+        raise ValueError(f"`path` must end in .png or .pdf; got {str(path)!r}")
     canvas = FigureCanvasAgg(fig)
     canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]

@@ -23,6 +23,9 @@ PHASES = 2
 MAX_TILT_DEG = 80.0
 """Beyond it the rows of a view would have to be stretched without bound."""
 
+LEAST_X_TILT_DEG = 1e-3
+"""Below it a specimen's rows stay within a few hundredths of those of the views."""
+
 
 def angular_steps(y_tilt_deg: Values) -> Values:
     """Angle that each view stands for, in radians: half the way to its neighbours on either side.
@@ -145,7 +148,12 @@ class ViewFrames:
     @property
     def rows_per_voxel(self) -> int:
         """Rows of a view a voxel along y; one suffices where the specimen is not tilted about x."""
-        return 2 if bool((self.x_tilt_deg != 0).any()) else 1
+        return 2 if bool(self.leaves_rows.any()) else 1
+
+    @property
+    def leaves_rows(self) -> Tensor:
+        """`(n,)` whether the specimen is tilted so far about x that its rows meet a view between its rows."""
+        return self.x_tilt_deg.abs() > LEAST_X_TILT_DEG
 
     def take(self, views: Tensor) -> "ViewFrames":
         """Return the frames of these views."""

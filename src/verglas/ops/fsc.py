@@ -243,6 +243,35 @@ def count_shell_pixels(shape: tuple[int, ...]) -> Curve:
     return counts[: max(shape) // 2 + 1]
 
 
+def correlation_error(mask: Values) -> Curve:
+    """Return the standard deviation of the correlation of two masked maps of white noise.
+
+    A mask leaves N f of the N pixels of a shell independent, f = (Σm²)² / (n Σm⁴) over its n voxels, and the
+    correlation of noise scatters as 1 / sqrt(N f). Of bands wider than one over the mask's diameter that is exact;
+    a single shell that is thinner scatters less.
+
+    Parameters
+    ----------
+    mask
+        `(y, x)` or `(z, y, x)`.
+
+    Returns
+    -------
+    Tensor
+        `(shells,)` from 0 to Nyquist.
+
+    Raises
+    ------
+    UserError
+        When the mask is zero everywhere.
+    """
+    squares = mask.double().square()
+    if not bool(squares.any()):
+        raise UserError("the mask is zero everywhere; expected a part of the map within it")
+    share = float(squares.sum() ** 2 / (squares.numel() * squares.square().sum()))
+    return (count_shell_pixels(tuple(mask.shape)) * share).rsqrt()
+
+
 def information_threshold(
     shell_pixels: Curve, bits: float = 0.5, symmetry_order: int = 1, diameter_fraction: float = 2 / 3
 ) -> Curve:

@@ -303,6 +303,33 @@ def complete_planes(
     return torch.cat([whole[..., :1], half[..., 1:-1], whole[..., 1:]], dim=-1)
 
 
+def sum_permuted(
+    half: Float[Tensor, "padded padded padded_half"] | Complex[Tensor, "padded padded padded_half"],
+    permutations: Rotations,
+) -> Float[Tensor, "padded padded padded_half"] | Complex[Tensor, "padded padded padded_half"]:
+    """Add up a half volume seen from turns that permute and flip its axes: at k the values at P k.
+
+    Parameters
+    ----------
+    half
+        `(N, N, N // 2 + 1)` with complete planes, origin at index 0.
+    permutations
+        `(p, 3, 3)` on columns of xyz, of entries -1, 0 and 1.
+    """
+    size, device = half.shape[0], half.device
+    axis = torch.fft.fftfreq(size, 1 / size, device=device).long()
+    z, y = axis[:, None, None], axis[:, None]
+    x = torch.arange(half.shape[-1], device=device)
+    total = torch.zeros_like(half)
+    for matrix in permutations.round().long().tolist():
+        px, py, pz = (row[0] * x + row[1] * y + row[2] * z for row in matrix)
+        mirrored = px < 0
+        sign = torch.where(mirrored, -1, 1)
+        read = half[(pz * sign) % size, (py * sign) % size, px * sign]
+        total += torch.where(mirrored, read.conj(), read) if half.is_complex() else read
+    return total
+
+
 def project_volume_realspace(
     volume: Float[Tensor, "z y x"], matrices: Affines, image_shape: tuple[int, int]
 ) -> Projections:

@@ -60,6 +60,32 @@ def symmetry_matrices(group: str) -> Rotations:
     return matrices
 
 
+def split_group(group: Rotations) -> tuple[Rotations, Rotations]:
+    """Part a group into products C P of few rotations C with those P that only permute and flip the axes.
+
+    The latter take a grid onto itself, so that sums on it can be permuted instead of made again.
+
+    Parameters
+    ----------
+    group
+        `(k, 3, 3)` all elements.
+
+    Returns
+    -------
+    tuple
+        `(c, 3, 3)` and `(p, 3, 3)` with c p = k; the identity is first in both when it is first in the group.
+    """
+
+    def permutes(matrices: Tensor) -> Tensor:
+        return (matrices - matrices.round()).abs().amax((-2, -1)) < 1e-6
+
+    others: list[Tensor] = []
+    for element in group:
+        if not any(bool(permutes(other.mT @ element)) for other in others):
+            others.append(element)
+    return torch.stack(others), group[permutes(group)].round()
+
+
 def generating_matrices(group: str) -> Rotations:
     """One or two rotations whose products are all of a point group; `(k, 3, 3)` float64, none for C1.
 

@@ -2,14 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from verglas.errors import UserError
 from verglas.model import join_particles
-from verglas.steps.map_results import read_volume
+from verglas.steps.align_references import list_maps, prepare_references, read_box
+from verglas.steps.particle_classes import number_classes
 from verglas.steps.series_particles import (
     SeriesParticles,
     list_particle_items,
@@ -18,8 +18,10 @@ from verglas.steps.series_particles import (
 )
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
-if TYPE_CHECKING:
-    import torch
+
+def _as_tuple(value: Any) -> Any:
+    """Take one path for a list of one."""
+    return (value,) if isinstance(value, str | Path) else value
 
 
 class AlignParams(Params):
@@ -37,16 +39,33 @@ class AlignParams(Params):
         ),
     ] = None
     average: Annotated[
-        Path | None,
-        Field(description="job folder of `average`; each half set is aligned to its own half map"),
-    ] = None
+        tuple[Path, ...],
+        BeforeValidator(_as_tuple),
+        Field(
+            description="job folders of `average`, one for each class; each half set is aligned to its own half map"
+        ),
+    ] = ()
     reference: Annotated[
-        Path | None, Field(description="instead of `average`: an MRC map for both half sets, dense bright")
-    ] = None
+        tuple[Path, ...],
+        BeforeValidator(_as_tuple),
+        Field(
+            description="instead of `average`: MRC maps for both half sets, one for each class, dense bright"
+        ),
+    ] = ()
     lowpass: Annotated[float, Field(gt=0, description="finest detail of `reference` that is used, in Å")] = (
         60.0
     )
     particle_radius: Annotated[float, Field(gt=0, description="of the molecule, in Å")]
+    mask: Annotated[
+        Path | None,
+        Field(description="MRC of the maps' size, 0 to 1, by which references are multiplied; else a sphere"),
+    ] = None
+    recentre: Annotated[
+        bool, Field(description="bring the centre of mass of each reference to the middle of its box")
+    ] = False
+    symmetry: Annotated[
+        str, Field(description="point group of the references, for which `turn` 180 needs fewer orientations")
+    ] = "C1"
     resolution: Annotated[
         float | None,
         Field(gt=0, description="finest detail that is compared, in Å; that of the average when not given"),
@@ -56,13 +75,31 @@ class AlignParams(Params):
         Field(gt=0, description="detail coarser than this, in Å, is taken from both half maps together"),
     ] = 40.0
     turn: Annotated[
-        float,
-        Field(ge=0, le=180, description="largest turn from the known orientation, in degrees; 180 is all"),
-    ] = 12.0
+        float | None,
+        Field(
+            ge=0,
+            le=180,
+            description="largest turn from the known orientation, in degrees; 180 is all; two steps when not given",
+        ),
+    ] = None
     turn_step: Annotated[
-        float, Field(gt=0, le=45, description="between orientations on the grid, in degrees")
-    ] = 4.0
-    shift: Annotated[float, Field(ge=0, description="largest shift on the grid, in Å")] = 20.0
+        float | None,
+        Field(
+            gt=0,
+            le=45,
+            description="between orientations on the grid, in degrees; follows the resolution when not given",
+        ),
+    ] = None
+    angle_search: Annotated[
+        tuple[float, float, float, float] | None,
+        Field(
+            description="instead of `turn` and `turn_step`: emClarity's range and step out of plane, then in plane"
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        Field(ge=0, description="largest shift on the grid, in Å; follows the resolution when not given"),
+    ] = None
     refine: Annotated[
         bool, Field(description="refine the best pose to fractions of a degree and of a pixel")
     ] = True
@@ -77,69 +114,60 @@ class AlignParams(Params):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
-        if (self.average is None) == (self.reference is None):
+        if bool(self.average) == bool(self.reference):
             raise ValueError("expected one of `average` and `reference`, and not both")
+        if self.angle_search is not None and (self.turn is not None or self.turn_step is not None):
+            raise ValueError("expected `angle_search` or `turn` and `turn_step`, and not both")
         return self
 
 
 def list_items(params: AlignParams) -> list[Item]:
     """One item a tilt series; its result depends on the maps too."""
-    paths = _list_maps(params)
+    from verglas.ops.angles import emclarity_grid
+    from verglas.ops.symmetry import symmetry_matrices
+
+    symmetry_matrices(params.symmetry)
+    if params.angle_search is not None:
+        emclarity_grid(*params.angle_search)
+    paths = list_maps(params)
     found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
     return [replace(item, inputs=(*item.inputs, *paths)) for item in list_particle_items(found)]
 
 
-def _list_maps(params: AlignParams) -> tuple[Path, ...]:
-    from verglas.files import check_exists
-
-    if params.reference is not None:
-        return (check_exists(params.reference, "reference"),)
-    assert params.average is not None  # `_check_references` saw to that
-    names = ("maps/half1_filtered.mrc", "maps/half2_filtered.mrc", "fsc.star")
-    return tuple(check_exists(params.average / name, "file of the average") for name in names)
-
-
 def run_item(item: Item, params: AlignParams, context: Context) -> ItemResult:
-    """Align the particles of one series, each half set to its own reference."""
+    """Align the particles of one series, each half set to its own references."""
     import torch
 
-    from verglas.algo.averaging.alignment import SearchPlan, align_particles
+    from verglas.algo.averaging.alignment import align_particles
     from verglas.algo.averaging.transfer import TransferModel
     from verglas.io.relion_particles import write_particles
     from verglas.ops.rotation import angular_distance_deg, euler_to_matrices, matrices_to_euler
-    from verglas.runtime import choose_device
 
     one: SeriesParticles = item.record
-    references, pixel, finest = _read_references(params)
-    box = references[0].shape[-1]
-    plan = SearchPlan(
-        radius_angstrom=params.particle_radius,
-        finest_angstrom=finest,
-        turn_deg=params.turn,
-        step_deg=params.turn_step,
-        shift_angstrom=params.shift,
-        refine=params.refine,
-    )
+    ready = prepare_references(params, context)
     model = TransferModel(ctf=params.ctf, ice_thickness_angstrom=params.ice_thickness)
-    source = open_particles(one, pixel, box, model, context)
-    device = choose_device(context.device)
+    source = open_particles(one, ready.pixel_size_angstrom, ready.box, model, context)
     before = one.particles
     positions = torch.from_numpy(before.positions_angstrom.copy())
     rotations = euler_to_matrices(torch.from_numpy(before.angles_deg))
     new_positions, new_rotations = positions.clone(), rotations.clone()
     scores = torch.zeros(len(before), dtype=torch.float64)
-    for half, reference in enumerate(references, 1):
+    classes = torch.ones(len(before), dtype=torch.int64)
+    for half, references in enumerate(ready.halves, 1):
         rows = torch.from_numpy(np.flatnonzero(before.half_set == half))
         if len(rows):
-            poses = align_particles(source, positions[rows], rotations[rows], reference.to(device), plan)
+            poses, chosen = align_particles(source, positions[rows], rotations[rows], references)
             new_positions[rows], new_rotations[rows] = poses.positions_angstrom, poses.rotations
-            scores[rows] = poses.scores
+            scores[rows], classes[rows] = poses.scores, chosen + 1
     after = replace(
         before,
         positions_angstrom=new_positions.numpy(),
         angles_deg=matrices_to_euler(new_rotations).numpy(),
         score=scores.numpy(),
     )
+    count = len(ready.halves[0])
+    if count > 1:
+        after = number_classes(after, classes.numpy())
     path = f"particles/{item.name}.star"
     write_particles(context.folder / path, after, {item.name: one.series})
     values = {
@@ -147,56 +175,12 @@ def run_item(item: Item, params: AlignParams, context: Context) -> ItemResult:
         "score": float(scores.mean()),
         "turn_deg": float(angular_distance_deg(rotations, new_rotations).median()),
         "shift_angstrom": float((new_positions - positions).norm(dim=-1).median()),
-        "finest_angstrom": finest,
+        "finest_angstrom": ready.finest_angstrom,
+        "step_deg": ready.step_deg,
+        "orientations": ready.orientations,
+        "classes": torch.bincount(classes - 1, minlength=count).tolist(),
     }
     return ItemResult((path,), values)
-
-
-def _read_references(params: AlignParams) -> "tuple[list[torch.Tensor], float, float]":
-    """Read the maps of the half sets, their pixel size, and the finest detail to compare."""
-    import torch
-
-    from verglas.algo.averaging.reference import share_low_resolution
-    from verglas.ops.filters import apply_filter, gaussian_lowpass_filter
-
-    paths = _list_maps(params)
-    maps = {path: read_volume(path) for path in paths if path.suffix == ".mrc"}
-    pixel = maps[paths[0]][1]
-    volumes = [torch.from_numpy(volume) for volume, _ in maps.values()]
-    for path, volume in zip(maps, volumes, strict=True):
-        size = volume.shape[-1]
-        if tuple(volume.shape) != (size,) * 3 or size % 2:
-            raise UserError(
-                f"{str(path)!r} has shape {tuple(volume.shape)}; expected a cube with an even side"
-            )
-        if size * pixel < 2.5 * params.particle_radius:
-            raise UserError(
-                f"{str(path)!r} is {size * pixel:g} Å wide; expected at least {2.5 * params.particle_radius:g} Å "
-                f"for a `particle_radius` of {params.particle_radius:g} Å"
-            )
-    if params.reference is not None:
-        low = apply_filter(
-            volumes[0], gaussian_lowpass_filter(tuple(volumes[0].shape), pixel, params.lowpass), dims=3
-        )
-        return [low, low], pixel, params.resolution or params.lowpass
-    first, second = share_low_resolution(volumes[0], volumes[1], pixel, params.shared)
-    return [first, second], pixel, params.resolution or _read_resolution(paths[2])
-
-
-def _read_resolution(path: Path) -> float:
-    """Where the corrected correlation falls to 0.143."""
-    import torch
-
-    from verglas.io.star import read_table
-    from verglas.ops.fsc import resolution_at
-
-    table = read_table(path, "fsc", required=("rlnResolution", "rlnFourierShellCorrelationCorrected"))
-    frequency, curve = (
-        torch.tensor(table[label].to_numpy(dtype=float))
-        for label in ("rlnResolution", "rlnFourierShellCorrelationCorrected")
-    )
-    found = float(resolution_at(frequency, curve, 0.143))
-    return found if np.isfinite(found) else float(1 / frequency[2])
 
 
 def summarise(results: dict[str, ItemResult], params: AlignParams, folder: Path) -> Summary:
@@ -220,15 +204,20 @@ def summarise(results: dict[str, ItemResult], params: AlignParams, folder: Path)
         Figure("figures/directions.png", "from where the particles are seen"),
     ]
     weights = [result.values["particles"] for result in results.values()]
+    first = next(iter(results.values())).values
     values = {
         "particles": Value(len(whole), "", "in both half sets"),
         "score": Value(_mean(results, "score", weights), "", "mean constrained correlation"),
         "turn": Value(_mean(results, "turn_deg", weights), "degrees", "by which the median particle turned"),
         "shift": Value(_mean(results, "shift_angstrom", weights), "Å", "by which it moved"),
-        "compared to": Value(
-            round(next(iter(results.values())).values["finest_angstrom"], 1), "Å", "finest detail"
+        "compared to": Value(round(first["finest_angstrom"], 1), "Å", "finest detail"),
+        "orientations": Value(
+            first["orientations"], "", f"on the grid of each particle, {first['step_deg']:.1f} degrees apart"
         ),
     }
+    if len(first["classes"]) > 1:
+        counts = np.sum([result.values["classes"] for result in results.values()], axis=0)
+        values["classes"] = Value(", ".join(map(str, counts)), "", "particles in each")
     return Summary(figures, values, [], ["particles.star"])
 
 
@@ -238,8 +227,7 @@ def _mean(results: dict[str, ItemResult], name: str, weights: list[int]) -> floa
 
 def estimate(items: list[Item], params: AlignParams) -> Estimate:
     """From the sizes of views and boxes, and rates measured on one core."""
-    references, _, _ = _read_references(params)
-    box = references[0].shape[-1]
+    box = read_box(params)
     memory, seconds = 0, 0.0
     for item in items:
         one: SeriesParticles = item.record

@@ -1,15 +1,31 @@
 """`average`: the average of particles from their tilt images, in two halves."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
-from verglas.model import Particles
-from verglas.steps.half_curves import CURVES_CAPTION, draw_curves, write_curves
-from verglas.steps.map_results import read_mask
+from verglas.files import check_exists
+from verglas.steps.average_figures import draw_average
+from verglas.steps.average_maps import (
+    AverageMaps,
+    MapSize,
+    average_all,
+    average_halves,
+    list_average_files,
+    read_average,
+    read_registration,
+)
+from verglas.steps.half_curves import (
+    LOCAL_CAPTION,
+    draw_curves,
+    map_local_resolution,
+    tell_resolution,
+    write_curves,
+)
 from verglas.steps.series_particles import (
     SeriesParticles,
     list_particle_items,
@@ -21,7 +37,7 @@ from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Para
 if TYPE_CHECKING:
     import torch
 
-    from verglas.algo.averaging.halves import Curves, HalfSums
+    from verglas.algo.averaging.halves import HalfSums
 
 
 class AverageParams(Params):
@@ -52,16 +68,37 @@ class AverageParams(Params):
     ] = None
     symmetry: Annotated[str, Field(description="point group: C1, C4, D7, T, O, I, I2")] = "C1"
     mask: Annotated[
-        Path | None,
-        Field(description="MRC of the map's size, 0 to 1, for the correlation; else a soft sphere"),
-    ] = None
+        Literal["sphere", "molecule"] | Path,
+        Field(
+            description="for the correlation: a soft `sphere` of the radius, the `molecule` as it is found in the "
+            "map, or an MRC of the map's size, 0 to 1"
+        ),
+    ] = "sphere"
     score_weight: Annotated[
         float,
         Field(ge=0, description="how strongly particles that score below the mean lose detail; 0 does not"),
     ] = 0.0
-    bfactor: Annotated[float, Field(description="sharpening of the final map, in Å²; positive sharpens")] = (
-        0.0
-    )
+    final: Annotated[
+        Path | None,
+        Field(
+            description="job folder of `average` of the same particles: make one map of all, the second half set "
+            "moved onto the first, with the mask, correlation and filter of that job"
+        ),
+    ] = None
+    bfactor: Annotated[
+        tuple[float, ...],
+        Field(description="one more map for each, sharpened by so many Å²; positive sharpens"),
+    ] = ()
+    mtf: Annotated[
+        Path | None,
+        Field(
+            description="STAR of the detector's transfer function, as RELION's; sharpened maps are divided by it"
+        ),
+    ] = None
+    mtf_pixel_size: Annotated[
+        float | None,
+        Field(gt=0, description="of the detector's pixels, in Å; that of the images when not given"),
+    ] = None
     ice_thickness: Annotated[
         float,
         Field(
@@ -79,11 +116,24 @@ def list_items(params: AverageParams) -> list[Item]:
     symmetry_matrices(params.symmetry)
     found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
     _choose_size(params, next(iter(found.values())))
-    return list_particle_items(found)
+    items = list_particle_items(found)
+    if params.mtf is not None:
+        check_exists(params.mtf, "transfer function")
+    if params.final is None:
+        return items
+    if params.mask != "sphere":
+        raise UserError(f"`mask` {str(params.mask)!r} cannot be given with `final`, whose mask is taken")
+    paths = list_average_files(params.final)
+    return [replace(item, inputs=(*item.inputs, *paths)) for item in items]
 
 
 def _choose_size(params: AverageParams, one: SeriesParticles) -> tuple[float, int]:
-    """Choose the pixel size and the box of the map."""
+    """Choose the pixel size and the box of the map; a final one has those of the half maps before it."""
+    if params.final is not None:
+        from verglas.io.mrc_header import read_mrc_header
+
+        header = read_mrc_header(list_average_files(params.final)[0])
+        return float(header.pixel_size_angstrom or one.series.pixel_size_angstrom), header.shape[0]
     pixel = max(params.pixel_size or 0.0, one.pixel_size_angstrom)
     box = params.box or 2 * int(np.ceil(2 * params.particle_radius / pixel))
     if box * pixel < 2.5 * params.particle_radius:
@@ -98,6 +148,7 @@ def run_item(item: Item, params: AverageParams, context: Context) -> ItemResult:
     """Sum the particles of one series, by half sets."""
     import torch
 
+    from verglas.algo.averaging.registration import move_particles
     from verglas.algo.averaging.sums import quality_bfactors, sum_particles
     from verglas.algo.averaging.transfer import TransferModel
     from verglas.io.arrays import write_arrays
@@ -109,18 +160,17 @@ def run_item(item: Item, params: AverageParams, context: Context) -> ItemResult:
     model = TransferModel(ctf=params.ctf, ice_thickness_angstrom=params.ice_thickness)
     source = open_particles(one, pixel, box, model, context)
     symmetry = symmetry_matrices(params.symmetry).double()
+    registration = None if params.final is None else read_registration(params.final)
     arrays: dict[str, Any] = {}
     for half in (1, 2):
         mine = one.particles.take(one.particles.half_set == half)
         scores = torch.from_numpy(np.nan_to_num(mine.score, nan=1.0))
         quality = quality_bfactors(scores, params.score_weight) if params.score_weight and len(mine) else None
-        sums, weights = sum_particles(
-            source,
-            torch.from_numpy(mine.positions_angstrom),
-            euler_to_matrices(torch.from_numpy(mine.angles_deg)),
-            symmetry,
-            quality,
-        )
+        positions = torch.from_numpy(mine.positions_angstrom)
+        rotations = euler_to_matrices(torch.from_numpy(mine.angles_deg))
+        if registration is not None and half == 2:
+            positions, rotations = move_particles(positions, rotations, registration)
+        sums, weights = sum_particles(source, positions, rotations, symmetry, quality)
         arrays |= {f"sums{half}": sums.cpu().numpy(), f"weights{half}": weights.cpu().numpy()}
     path = f"sums/{item.name}.npz"
     write_arrays(context.folder / path, arrays)
@@ -130,39 +180,59 @@ def run_item(item: Item, params: AverageParams, context: Context) -> ItemResult:
 
 def summarise(results: dict[str, ItemResult], params: AverageParams, folder: Path) -> Summary:
     """Add up the sums, correlate the halves, filter, write the maps and draw them."""
-    import torch
-
-    from verglas.algo.averaging.halves import correlate_halves, filter_average, reconstruct_half
-    from verglas.io.mrc import write_mrc
     from verglas.ops.symmetry import symmetry_matrices
 
     found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
     used = [found[name] for name in results]
     pixel, box = _choose_size(params, used[0])
+    size = MapSize(box, pixel, params.particle_radius)
     halves = _add_up(results, folder)
-    maps = {f"half{number}": reconstruct_half(half, box) for number, half in enumerate(halves, 1)}
-    mask = _make_mask(params, box, pixel)
-    curves = correlate_halves(
-        maps["half1"],
-        maps["half2"],
+    if params.final is None:
+        made = average_halves(halves, size, params.mask, symmetry_matrices(params.symmetry))
+    else:
+        made = average_all(halves, size, read_average(params.final))
+    _write_maps(made.maps | _sharpen(made.maps["average"], params, used[0], pixel), pixel, folder)
+    write_curves(made.curves, folder, made.describe())
+    draw_curves(made.curves, folder)
+    figures = draw_average(
+        {name: made.maps[name].cpu().numpy() for name in ("half1", "half2", "average", "mask")},
+        (halves[0] + halves[1]).weights,
+        [one.particles for one in used],
         pixel,
-        mask,
-        symmetry_order=len(symmetry_matrices(params.symmetry)),
-        diameter_fraction=min(1.0, 2 * params.particle_radius / (box * pixel)),
+        folder,
     )
-    for number, half in enumerate(halves, 1):
-        maps[f"half{number}_filtered"] = filter_average(half, curves, box, pixel, whole=False)
-    maps["average"] = filter_average(
-        halves[0] + halves[1], curves, box, pixel, whole=True, bfactor_a2=params.bfactor
-    )
-    maps["mask"] = mask
+    if params.final is not None:
+        _, picture = map_local_resolution(made.compared, made.maps["mask"], pixel, folder)
+        figures.append(Figure(picture, LOCAL_CAPTION))
+    return _describe(results, params, made, figures)
+
+
+def _sharpen(
+    average: "torch.Tensor", params: AverageParams, one: SeriesParticles, pixel: float
+) -> "dict[str, torch.Tensor]":
+    """One map for each B-factor."""
+    import torch
+
+    from verglas.algo.averaging.halves import sharpen_map
+    from verglas.io.detector_mtf import read_mtf
+
+    transfer = None
+    if params.mtf is not None:
+        detector = params.mtf_pixel_size or one.series.pixel_size_angstrom
+        places, values = (torch.from_numpy(array) for array in read_mtf(params.mtf))
+        transfer = (places / detector, values)
+    bfactors = params.bfactor or ((0.0,) if transfer else ())
+    return {f"average_b{value:g}": sharpen_map(average, pixel, value, transfer) for value in bfactors}
+
+
+def _write_maps(maps: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> None:
+    import torch
+
+    from verglas.io.mrc import write_mrc
+
     for name, volume in maps.items():
-        write_mrc(
-            folder / f"maps/{name}.mrc", volume.to(torch.float32).cpu().numpy(), voxel_size_angstrom=pixel
-        )
-    write_curves(curves, folder / "fsc.star")
-    figures = _draw(maps["average"].cpu().numpy(), curves, [one.particles for one in used], pixel, folder)
-    return _describe(results, curves, figures)
+        array = volume.to(torch.float32).cpu().numpy()
+        write_mrc(folder / f"maps/{name}.mrc", array, voxel_size_angstrom=pixel)
 
 
 def _add_up(results: dict[str, ItemResult], folder: Path) -> "tuple[HalfSums, HalfSums]":
@@ -180,51 +250,22 @@ def _add_up(results: dict[str, ItemResult], folder: Path) -> "tuple[HalfSums, Ha
     return first, second
 
 
-def _make_mask(params: AverageParams, box: int, pixel: float) -> "torch.Tensor":
-    import torch
-
-    from verglas.ops.masks import soft_sphere_mask
-
-    if params.mask is not None:
-        return torch.from_numpy(read_mask(params.mask, (box, box, box)))
-    radius = params.particle_radius / pixel
-    return soft_sphere_mask((box,) * 3, radius, max(3.0, 0.2 * radius))
-
-
-_CAPTIONS = {
-    "average": "sections across z of the filtered average, from below to above, and its projections; dense is bright",
-    "fsc": CURVES_CAPTION,
-    "directions": "from where the particles are seen; gaps show as streaks in the map",
-    "scores": "scores of the particles of each series",
-}
-
-
-def _draw(
-    average: "np.ndarray[Any, Any]", curves: "Curves", particles: list[Particles], pixel: float, folder: Path
-) -> list[Figure]:
-    from verglas.figures.averages import draw_directions, draw_map, draw_scores
-
-    draw_map(average, pixel, folder / "figures/average.png")
-    draw_curves(curves, folder / "figures/fsc.png")
-    draw_directions(np.concatenate([one.angles_deg for one in particles]), folder / "figures/directions.png")
-    drawn = ["average", "fsc", "directions"]
-    known = [(str(one.tomogram_names[0]), one.score[np.isfinite(one.score)]) for one in particles]
-    if any(len(values) for _, values in known):
-        draw_scores(known, folder / "figures/scores.png", label="score")
-        drawn.append("scores")
-    return [Figure(f"figures/{kind}.png", _CAPTIONS[kind]) for kind in drawn]
-
-
-def _describe(results: dict[str, ItemResult], curves: "Curves", figures: list[Figure]) -> Summary:
+def _describe(
+    results: dict[str, ItemResult], params: AverageParams, made: AverageMaps, figures: list[Figure]
+) -> Summary:
     count = sum(result.values["particles"] for result in results.values())
+    moved = made.registration.displacement_angstrom(params.particle_radius)
     values = {
         "particles": Value(count, "", "in both half sets"),
-        "resolution": Value(
-            round(curves.resolution(), 2), "Å", "where the corrected correlation falls to 0.143"
+        **tell_resolution(made.curves),
+        "registration": Value(
+            round(moved, 2), "Å", "by which the second half map's rim was moved onto the first's"
         ),
-        "resolution at 0.5": Value(round(curves.resolution(0.5), 2), "Å", "where it falls to 0.5"),
+        "mask": Value(
+            round(made.curves.solvent_factor, 2), "", "its volume over that of the molecule found in it"
+        ),
     }
-    return Summary(figures, values, [], ["fsc.star"])
+    return Summary(figures, values, made.warnings, ["fsc.star"])
 
 
 def estimate(items: list[Item], params: AverageParams) -> Estimate:

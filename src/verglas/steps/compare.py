@@ -121,7 +121,7 @@ def summarise(results: dict[str, ItemResult], params: CompareParams, folder: Pat
     if all(result.values["true_geometry"] for result in results.values()):
         warnings = [
             "The true geometry of the simulation was given to the reconstruction, so this judges the "
-            "reconstruction alone. This version of verglas does not align tilt series itself; a later one will."
+            "reconstruction alone."
         ]
     return Summary(figures, values, warnings)
 

@@ -9,7 +9,16 @@ from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
 from verglas.files import check_exists
-from verglas.steps.half_curves import CURVES_CAPTION, draw_curves, write_curves
+from verglas.steps.half_curves import (
+    CRITERIA,
+    CURVE_FILES,
+    CURVES_CAPTION,
+    LOCAL_CAPTION,
+    draw_curves,
+    map_local_resolution,
+    tell_resolution,
+    write_curves,
+)
 from verglas.steps.map_results import read_mask, read_volume
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
@@ -29,6 +38,9 @@ class FscParams(Params):
         Field(description="MRC of the same size, 0 to 1; a soft sphere in the box when not given"),
     ] = None
     symmetry: Annotated[str, Field(description="point group, for the information thresholds")] = "C1"
+    local_resolution: Annotated[
+        bool, Field(description="map where the local correlation falls to 0.143, in Å")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +77,16 @@ def run_item(item: Item, params: FscParams, context: Context) -> ItemResult:
         symmetry_order=len(symmetry_matrices(params.symmetry)),
         diameter_fraction=min(1.0, share),
     )
-    write_curves(curves, context.folder / "fsc.star")
-    draw_curves(curves, context.folder / "figures/fsc.png")
-    values = {"resolution_angstrom": curves.resolution(), "resolution_half_angstrom": curves.resolution(0.5)}
-    return ItemResult(("fsc.star", "figures/fsc.png"), values)
+    general = {"rlnUnfilteredMapHalf1": str(maps.half1), "rlnUnfilteredMapHalf2": str(maps.half2)}
+    if maps.mask:
+        general["rlnMaskName"] = str(maps.mask)
+    write_curves(curves, context.folder, general)
+    draw_curves(curves, context.folder)
+    outputs = [*CURVE_FILES, "figures/fsc.png"]
+    if params.local_resolution:
+        outputs += map_local_resolution((first, second), mask, pixel, context.folder)
+    told = {name: one.value for name, one in tell_resolution(curves).items()}
+    return ItemResult(tuple(outputs), told)
 
 
 def _read(maps: _Maps) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]":
@@ -93,18 +111,11 @@ def _read(maps: _Maps) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, float
 def summarise(results: dict[str, ItemResult], params: FscParams, folder: Path) -> Summary:
     """Say where the curve falls."""
     values = results["fsc"].values
-    told = {
-        "resolution": Value(
-            _round(values["resolution_angstrom"]), "Å", "where the corrected correlation falls to 0.143"
-        ),
-        "resolution at 0.5": Value(_round(values["resolution_half_angstrom"]), "Å", "where it falls to 0.5"),
-    }
-    return Summary([Figure("figures/fsc.png", CURVES_CAPTION)], told, [], ["fsc.star"])
-
-
-def _round(value: float | None) -> float | str:
-    """Two decimals; a curve that begins below the threshold has no resolution."""
-    return "none" if value is None or not np.isfinite(value) else round(value, 2)
+    told = {name: Value(values[name], "Å", meaning) for name, meaning in CRITERIA.items()}
+    figures = [Figure("figures/fsc.png", CURVES_CAPTION)]
+    if params.local_resolution:
+        figures.append(Figure("figures/local_resolution.png", LOCAL_CAPTION))
+    return Summary(figures, told, [], ["fsc.star"])
 
 
 def estimate(items: list[Item], params: FscParams) -> Estimate:

@@ -163,7 +163,7 @@ def _check_params(params: MatchParams) -> None:
 
 def make_rotations(params: MatchParams) -> "torch.Tensor":
     """Lay the grid of orientations, `(r, 3, 3)` template to specimen."""
-    from verglas.algo.matching.angles import emclarity_grid, uniform_grid
+    from verglas.ops.angles import emclarity_grid, uniform_grid
 
     if params.angle_search is None:
         return uniform_grid(params.angle_step, params.symmetry)

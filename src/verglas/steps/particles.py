@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 
 from verglas.errors import UserError
 from verglas.model import Particles, join_particles
+from verglas.steps.particle_classes import take_class
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 FloatArray = npt.NDArray[np.float64]
@@ -40,6 +41,13 @@ class ParticlesParams(Params):
     ] = 0.0
     least_score: Annotated[float | None, Field(description="particles that score less are removed")] = None
     best: Annotated[int | None, Field(ge=2, description="keep this many of the highest score")] = None
+    class_number: Annotated[
+        int | None, Field(ge=1, description="keep the particles of this class, as `align` found them")
+    ] = None
+    orientations: Annotated[
+        Literal["keep", "random"],
+        Field(description="keep them, or draw them at random for a first average without a reference"),
+    ] = "keep"
 
 
 def list_items(params: ParticlesParams) -> list[Item]:
@@ -58,6 +66,10 @@ def _read_all(params: ParticlesParams) -> Particles:
     series = read_tilt_series(params.tilt_series) if params.tilt_series else None
     table = join_particles([read_particles(path, series) for path in params.particles])
     table = replace(table, half_set=_assign_halves(table, params))
+    if params.class_number is not None:
+        table = take_class(table, params.class_number)
+    if params.orientations == "random":
+        table = _turn_at_random(table, params.seed)
     kept = np.ones(len(table), dtype=np.bool_)
     if params.least_score is not None:
         kept &= table.score >= params.least_score
@@ -89,6 +101,16 @@ def _assign_halves(table: Particles, params: ParticlesParams) -> npt.NDArray[np.
     rng = np.random.default_rng(params.seed)
     halves[rng.permutation(rows)] = 1 + np.arange(len(rows)) % 2
     return halves
+
+
+def _turn_at_random(table: Particles, seed: int) -> Particles:
+    """Give particles orientations drawn evenly from all; what is known of their scores no longer holds."""
+    import torch
+
+    from verglas.ops.rotation import matrices_to_euler, random_rotations
+
+    turns = random_rotations(len(table), torch.Generator().manual_seed(seed))
+    return replace(table, angles_deg=matrices_to_euler(turns).numpy(), score=np.full(len(table), np.nan))
 
 
 def find_distinct(

@@ -59,6 +59,9 @@ class SimulateParams(Params):
     tilt_step: Annotated[float, Field(gt=0, le=90, description="between views, in degrees")] = 3.0
     exposure: Annotated[float, Field(gt=0, description="of each view in e/Å²")] = 3.0
     defocus: Annotated[float, Field(description="in Å, positive for underfocus")] = 30000.0
+    defocus_spread: Annotated[
+        float, Field(ge=0, description="by how much series differ in defocus from that, up or down, in Å")
+    ] = 0.0
     axis_angle: Annotated[float, Field(description="of the tilt axis in the images, in degrees")] = 85.0
     misalignment: Annotated[
         float,
@@ -260,7 +263,7 @@ def plan_series(name: str, seed: int, params: SimulateParams, stack: Path) -> "T
         max_tilt_deg=params.max_tilt,
         step_deg=params.tilt_step,
         exposure_e_per_a2=params.exposure,
-        defocus_angstrom=params.defocus,
+        defocus_angstrom=params.defocus + params.defocus_spread * np.random.default_rng(seed).uniform(-1, 1),
         axis_angle_deg=params.axis_angle,
         volume_shape=_volume_of(params),
         misalignment=_misalign(params.misalignment),
@@ -343,10 +346,11 @@ def _misalign(scale: float) -> "Misalignment":
 def _populate(params: SimulateParams) -> list["Population"]:
     from verglas.algo.simulation.specimen import Population
 
-    return [Population(_make_species(params), params.copies)] if params.copies else []
+    return [Population(make_species(params), params.copies)] if params.copies else []
 
 
-def _make_species(params: SimulateParams) -> "Species":
+def make_species(params: SimulateParams) -> "Species":
+    """Make the molecule in the frame that the angles refer to."""
     from verglas.algo.simulation.atoms import scatterers_from_atoms
     from verglas.algo.simulation.phantoms import make_demo_ribosome
     from verglas.algo.simulation.scatterers import centre_scatterers, coarsen_scatterers

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.averaging.cases import PIXEL, draw_body, draw_poses, open_views
-from verglas.algo.averaging.alignment import SearchPlan, align_particles
+from verglas.algo.averaging.alignment import Reference, align_particles, plan_search
 from verglas.algo.averaging.halves import (
     HalfSums,
     correlate_halves,
@@ -15,9 +15,8 @@ from verglas.algo.averaging.halves import (
     reconstruct_half,
 )
 from verglas.algo.averaging.reference import (
+    centre_mass,
     choose_band,
-    differentiate_reference,
-    gather_band,
     share_low_resolution,
     turn_reference,
 )
@@ -35,7 +34,7 @@ from verglas.ops.rotation import (
     random_rotations,
     rotation_vectors_to_matrices,
 )
-from verglas.ops.statistics import fourier_shells
+from verglas.ops.symmetry import split_group, symmetry_matrices
 
 BOX = 32
 ONE = torch.eye(3, dtype=torch.float64)[None]
@@ -62,6 +61,17 @@ def test_the_average_is_the_body(noisy):
     assert frequency[-1] == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("group", ["O", "D3"])
+def test_symmetric_sums_are_those_of_every_operation(noisy, group):
+    source, positions, rotations = noisy
+    few, operations = slice(0, 1), symmetry_matrices(group).double()
+    sums, weights = sum_particles(source, positions[few], rotations[few], operations)
+    each = [sum_particles(source, positions[few], rotations[few] @ one, ONE) for one in operations]
+    for found, expected in ((sums, sum(one[0] for one in each)), (weights, sum(one[1] for one in each))):
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert float(error) < 1e-5
+
+
 def test_symmetry_is_applied_in_the_reference_frame(noisy):
     source, positions, rotations = noisy
     half_turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
@@ -73,50 +83,115 @@ def test_symmetry_is_applied_in_the_reference_frame(noisy):
     assert float(difference) < 0.02
 
 
-def test_poses_are_found_to_about_a_degree(noisy):
-    _, positions, rotations = noisy
-    source = open_source(open_views(positions, rotations, noise=0.1), positions, BOX, PLAIN)
+def refer(body, finest, symmetry="C1", **options):
+    """A reference of the body, in a sphere of 80 Å."""
+    plan = plan_search(80.0, finest, symmetry=symmetry, **options)
+    return Reference(body * soft_sphere_mask((BOX,) * 3, 8, 4), PIXEL, plan)
+
+
+def disturb(positions, rotations, turn_deg, shift):
     generator = torch.Generator().manual_seed(3)
-    turns = rotation_vectors_to_matrices(4 * torch.randn(40, 3, generator=generator, dtype=torch.float64))
-    moved = positions + 8 * torch.randn(40, 3, generator=generator, dtype=torch.float64)
-    plan = SearchPlan(radius_angstrom=80, finest_angstrom=25, turn_deg=12, step_deg=6, shift_angstrom=20)
-    poses = align_particles(source, moved, rotations @ turns, draw_body(BOX), plan)
+    turns = rotation_vectors_to_matrices(
+        turn_deg * torch.randn(len(positions), 3, generator=generator, dtype=torch.float64)
+    )
+    moves = shift * torch.randn(len(positions), 3, generator=generator, dtype=torch.float64)
+    return positions + moves, rotations @ turns
+
+
+@pytest.fixture(scope="module")
+def faint(noisy):
+    _, positions, rotations = noisy
+    return open_source(open_views(positions, rotations, noise=0.1), positions, BOX, PLAIN)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"turn_deg": 12, "step_deg": 6, "shift_angstrom": 20}, {"grid_deg": (12, 6, 12, 6)}],
+    ids=["by the resolution", "turns", "emClarity's"],
+)
+def test_poses_are_found_to_about_a_degree(noisy, faint, options):
+    _, positions, rotations = noisy
+    start = disturb(positions, rotations, 4, 8)
+    poses, chosen = align_particles(faint, *start, [refer(draw_body(BOX), 25, **options)])
     assert float(angular_distance_deg(poses.rotations, rotations).median()) < 1.5
     assert float((poses.positions_angstrom - positions).norm(dim=-1).median()) < 1.5
     assert float(poses.scores.min()) > 0
     assert float(poses.scores.max()) < 1
+    assert not chosen.any()
 
 
 def test_the_same_pose_is_found_from_near_and_from_far(noisy):
     source, positions, rotations = noisy
-    generator = torch.Generator().manual_seed(3)
-    turns = rotation_vectors_to_matrices(4 * torch.randn(40, 3, generator=generator, dtype=torch.float64))
-    plan = SearchPlan(radius_angstrom=80, finest_angstrom=25, turn_deg=12, step_deg=6, shift_angstrom=20)
+    reference = refer(draw_body(BOX), 25)
     far, near = (
-        align_particles(source, positions, start, draw_body(BOX), plan)
-        for start in (rotations @ turns, rotations)
+        align_particles(source, positions, start, [reference])[0]
+        for start in (disturb(positions, rotations, 4, 0)[1], rotations)
     )
-    assert float(angular_distance_deg(far.rotations, near.rotations).median()) < 1.0
-    assert float((far.scores / near.scores - 1).abs().median()) < 1e-2
+    assert float(angular_distance_deg(far.rotations, near.rotations).median()) < 0.2
+    assert float((far.scores / near.scores - 1).abs().median()) < 1e-3
 
 
 def test_all_orientations_are_searched_at_180_degrees(noisy):
     source, positions, rotations = noisy
     few = slice(0, 6)
     lost = random_rotations(6, torch.Generator().manual_seed(9))
-    plan = SearchPlan(radius_angstrom=80, finest_angstrom=30, turn_deg=180, step_deg=20, shift_angstrom=5)
-    poses = align_particles(source, positions[few], lost, draw_body(BOX), plan)
+    reference = refer(draw_body(BOX), 30, turn_deg=180, step_deg=20, shift_angstrom=5)
+    poses, _ = align_particles(source, positions[few], lost, [reference])
     assert float(angular_distance_deg(poses.rotations, rotations[few]).median()) < 3
 
 
 def test_a_better_pose_is_kept(noisy):
     source, positions, rotations = noisy
-    plan = SearchPlan(
-        radius_angstrom=80, finest_angstrom=25, turn_deg=0, step_deg=6, shift_angstrom=0, refine=False
-    )
-    poses = align_particles(source, positions, rotations, draw_body(BOX), plan)
+    reference = refer(draw_body(BOX), 25, turn_deg=0, shift_angstrom=0, refine=False)
+    poses, _ = align_particles(source, positions, rotations, [reference])
     torch.testing.assert_close(poses.rotations, rotations)
     torch.testing.assert_close(poses.positions_angstrom, positions)
+
+
+def test_each_particle_goes_to_the_reference_that_it_shows(noisy, faint):
+    _, positions, rotations = noisy
+    # The mirrored body is another one, which no turn makes of the first.
+    body = draw_body(BOX)
+    other = torch.roll(body.flip(0), 1, 0)
+    _, chosen = align_particles(faint, positions, rotations, [refer(other, 25), refer(body, 25)])
+    assert chosen.tolist() == [1] * len(positions)
+
+
+def test_the_grid_follows_the_resolution():
+    fine, coarse = plan_search(125.0, 8.0), plan_search(125.0, 40.0)
+    assert fine.step_deg == pytest.approx(math.degrees(8 / 125))
+    assert fine.coarse_angstrom == pytest.approx(16.0)
+    assert fine.shift_angstrom == pytest.approx(8.0)
+    assert (coarse.step_deg, coarse.coarse_angstrom) == (6.0, 40.0)
+    assert len(fine.turns) == len(coarse.turns) == 33
+    assert float(angular_distance_deg(fine.turns, torch.eye(3).double()).max()) == pytest.approx(
+        2 * fine.step_deg
+    )
+
+
+def test_symmetric_references_need_fewer_orientations():
+    whole, part = (
+        plan_search(80.0, 30.0, turn_deg=180, step_deg=20, symmetry=group).turns for group in ("C1", "D4")
+    )
+    assert len(part) < 0.4 * len(whole)
+
+
+def test_a_map_is_brought_to_its_centre_of_mass():
+    body = draw_body(BOX, shift_px=(1.5, -2.0, 0.5))
+    found = centre_mass(body, soft_sphere_mask((BOX,) * 3, 12, 3))
+    mass = found.clamp(min=0.3 * float(found.max())) - 0.3 * float(found.max())
+    line = torch.arange(BOX) - BOX // 2
+    for axis in range(3):
+        others = [other for other in range(3) if other != axis]
+        assert abs(float((mass.sum(others) * line).sum() / mass.sum())) < 0.5
+    empty = torch.zeros(BOX, BOX, BOX)
+    assert centre_mass(empty, torch.ones(BOX, BOX, BOX)) is empty
+
+
+def gather_band(volume, band):
+    transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
+    x, y, z = band.places_xyz.long().unbind(-1)
+    return transform[z % BOX, y % BOX, x].to(torch.complex64)
 
 
 def test_turned_references_are_those_of_the_turned_body():
@@ -127,25 +202,6 @@ def test_turned_references_are_those_of_the_turned_body():
         expected = gather_band(draw_body(BOX, rotation), choose_band(BOX, PIXEL, 35.0))
         error = (values - expected).abs().square().sum() / expected.abs().square().sum()
         assert float(error) < 2e-3
-
-
-def test_derivatives_are_those_of_small_moves():
-    band = choose_band(BOX, PIXEL, 30.0)
-    basis = differentiate_reference(draw_body(BOX), band)
-    small = 1e-2
-    for axis in range(3):
-        vector = torch.zeros(1, 3, dtype=torch.float64)
-        vector[0, axis] = math.degrees(small)
-        turn = rotation_vectors_to_matrices(vector)[0]
-        shift = np.zeros(3)
-        shift[axis] = small
-        for row, ends in (
-            (1 + axis, (draw_body(BOX, turn), draw_body(BOX, turn.T))),
-            (4 + axis, (draw_body(BOX, shift_px=shift), draw_body(BOX, shift_px=-shift))),
-        ):
-            expected = (gather_band(ends[0], band) - gather_band(ends[1], band)) / (2 * small)
-            error = (basis[row] - expected).abs().square().sum() / expected.abs().square().sum()
-            assert float(error) < 1e-3
 
 
 def test_the_grid_scores_by_the_plain_sum():
@@ -216,22 +272,6 @@ def test_halves_of_signal_keep_it_and_halves_of_noise_lose_it(noisy):
     assert float(fine) < 0.1
 
 
-def test_sharpening_is_the_bfactor(noisy):
-    source, positions, rotations = noisy
-    half = average(source, positions, rotations)
-    found = reconstruct_half(half, BOX)
-    curves = correlate_halves(found, found, PIXEL, torch.ones((BOX,) * 3))
-    plain, sharp = (
-        torch.fft.rfftn(
-            torch.fft.ifftshift(filter_average(half, curves, BOX, PIXEL, whole=True, bfactor_a2=b))
-        )
-        for b in (0.0, 2000.0)
-    )
-    shell = fourier_shells((BOX,) * 3) == 5
-    ratio = (sharp[shell].abs().square().sum() / plain[shell].abs().square().sum()).sqrt()
-    assert float(ratio) == pytest.approx(math.exp(2000 / 4 * (5 / (BOX * PIXEL)) ** 2), rel=0.03)
-
-
 def test_low_resolution_is_shared_and_the_rest_is_not():
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(20, 20, 20, generator=generator) for _ in range(2))
@@ -258,3 +298,15 @@ def test_a_band_without_voxels_is_refused():
 
 def test_the_grid_of_turns_holds_the_identity():
     torch.testing.assert_close(local_rotations(12, 4)[0], torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("group", "inserted", "permuted"), [("C1", 1, 1), ("C4", 1, 4), ("D7", 7, 2), ("O", 1, 24), ("I", 5, 12)]
+)
+def test_groups_are_parted_into_products(group, inserted, permuted):
+    matrices = symmetry_matrices(group)
+    first, second = split_group(matrices)
+    assert (len(first), len(second)) == (inserted, permuted)
+    products = (first[:, None] @ second).reshape(-1, 1, 3, 3)
+    assert float((products - matrices).abs().amax((-2, -1)).min(1).values.max()) < 1e-6
+    assert float((products - matrices).abs().amax((-2, -1)).min(0).values.max()) < 1e-6

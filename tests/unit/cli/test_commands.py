@@ -88,7 +88,7 @@ def test_failed_items_give_status_1_and_their_names(numbers, tmp_path, capsys):
         (["tiny", "{in}/none", "--out", "{out}"], "there is nothing to do"),
         (["tiny", "{in}", "--out", "{in}/T_1.txt/out"], "cannot be made: Not a directory"),
         (["typo"], "typo"),
-        (["bench", "typo"], "there is no benchmark 'typo'; expected one of align-tilts, "),
+        (["bench", "typo"], "there is no benchmark 'typo'; expected one of align"),
         (["report", "{in}"], "holds no job.json"),
     ],
 )

@@ -36,7 +36,14 @@ def test_style_ends_with_its_block():
     assert dict(mpl.rcParams) == before
 
 
-def test_only_png_is_written(tmp_path):
-    with house_style(), pytest.raises(ValueError, match=r"must end in \.png"):
-        save_figure(make_figure(), tmp_path / "a.pdf")
+def test_only_png_and_pdf_are_written(tmp_path):
+    with house_style(), pytest.raises(ValueError, match=r"must end in \.png or \.pdf"):
+        save_figure(make_figure(), tmp_path / "a.svg")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pdf_holds_no_date(tmp_path):
+    with house_style():
+        written = save_figure(make_figure(), tmp_path / "a.pdf").read_bytes()
+    assert written.startswith(b"%PDF")
+    assert b"CreationDate" not in written

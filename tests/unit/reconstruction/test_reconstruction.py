@@ -136,6 +136,14 @@ def test_x_tilt_is_followed() -> None:
     assert (wedge_fsc(volume, blobs.density(GRID.shape), limit_deg=52.0)[:6] > 0.97).all()
 
 
+def test_what_rounding_leaves_of_an_x_tilt_changes_nothing() -> None:
+    views = list(np.random.default_rng(3).normal(size=(13, SIZE, SIZE)))
+    level, rounded = (
+        reconstruct(views, make_series(10.0, x_tilt_deg=np.float64(tilt)), GRID) for tilt in (0.0, 3e-15)
+    )
+    np.testing.assert_allclose(rounded, level, atol=1e-5 * level.std())
+
+
 @pytest.mark.parametrize(
     ("name", "planted"),
     [

@@ -1,5 +1,6 @@
 """From the sums of two half sets to maps: their correlation, and the filter that follows from it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from verglas.ops.fft import radial_frequency
+from verglas.ops.filters import apply_filter
 from verglas.ops.fsc import (
     cone_axes,
     conical_fsc,
@@ -26,6 +28,9 @@ _LEAST_SHARE = 0.2
 _CUT_FALL = 0.005
 _RANDOMISED_FROM = 0.8
 _SMOOTHING_VOXELS = 1.5
+_LEAST_TRANSFER = 0.05
+_STRICTEST = 0.5
+_CONE_SHARE = 1 - math.cos(math.radians(36.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +59,12 @@ class Curves:
         `(37, s)` masked, in double cones.
     one_bit, half_bit
         `(s,)` thresholds of information.
+    cone_threshold
+        `(s,)` mean of the two for the fewer voxels of a cone, at most 0.5: the innermost shells have next to none.
+    randomised_from_angstrom
+        Where random phases begin.
+    solvent_factor
+        Volume of the mask over that of the molecule in it.
     """
 
     frequency: Values
@@ -64,10 +75,50 @@ class Curves:
     cones: Float[Tensor, "cones s"]
     one_bit: Values
     half_bit: Values
+    cone_threshold: Values
+    randomised_from_angstrom: float
+    solvent_factor: float = 1.0
+
+    @property
+    def particle(self) -> Values:
+        """`(s,)` the corrected curve of the molecule without the solvent in the mask."""
+        return scale_solvent(self.corrected, self.solvent_factor)
+
+    @property
+    def figure_of_merit(self) -> Values:
+        """`(s,)` C_ref = sqrt(2 F / (1 + F)) of the molecule: cosine of the mean phase error of the whole map."""
+        kept = self.particle.clamp(0, 1)
+        return torch.sqrt(2 * kept / (1 + kept))
+
+    def cone_limits(self) -> Values:
+        """`(37,)` frequency in 1/Å at which each cone is cut off: where it falls below `cone_threshold`."""
+        scaled = scale_solvent(self.cones, self.solvent_factor)
+        limits = [
+            resolution_at(self.frequency, cone - self.cone_threshold, 0.0).reciprocal() for cone in scaled
+        ]
+        return torch.stack(limits)
 
     def resolution(self, threshold: float = 0.143) -> float:
         """Where the corrected curve falls below a threshold, Å; infinite when it begins there."""
         return float(resolution_at(self.frequency, self.corrected, threshold))
+
+
+def scale_solvent(curves: Float[Tensor, "... s"], factor: float) -> Float[Tensor, "... s"]:
+    """Take the solvent in the mask out of correlations: f F / (1 + (f - 1) |F|), up to the first shell without any.
+
+    Equation 23 of the emClarity tutorial: of the power in the mask only 1 / f holds signal.
+
+    Parameters
+    ----------
+    curves
+        `(..., s)`.
+    factor
+        Volume of the mask over that of the molecule, f.
+    """
+    alike = (curves > 0).to(curves.dtype)
+    alike[..., 0] = 1.0
+    before = alike.cumprod(-1) > 0
+    return torch.where(before, factor * curves / (1 + (factor - 1) * curves.abs()), curves)
 
 
 def reconstruct_half(half: HalfSums, box: int) -> Float[Tensor, "z y x"]:
@@ -107,6 +158,7 @@ def correlate_halves(
     *,
     symmetry_order: int = 1,
     diameter_fraction: float = 2 / 3,
+    solvent_factor: float = 1.0,
 ) -> Curves:
     """Correlate two half maps in shells and in 37 cones.
 
@@ -122,18 +174,35 @@ def correlate_halves(
         Number of asymmetric units.
     diameter_fraction
         Diameter of the particle over the box.
+    solvent_factor
+        Volume of the mask over that of the molecule.
     """
     frequency, unmasked = fourier_shell_correlation(first, second, pixel_size_angstrom)
     box_angstrom = first.shape[-1] * pixel_size_angstrom
-    start = float(resolution_at(frequency, unmasked, _RANDOMISED_FROM))
-    start = min(max(start, 2 * pixel_size_angstrom), box_angstrom / 2)
+    # As in RELION from the first shell below on, not from between shells.
+    below = torch.nonzero(unmasked[1:] < _RANDOMISED_FROM)
+    start = box_angstrom / max(2, int(below[0, 0]) + 1 if len(below) else len(frequency) - 1)
     _, corrected, masked, randomised = phase_randomised_fsc(first, second, mask, pixel_size_angstrom, start)
     _, cones = conical_fsc(first, second, pixel_size_angstrom, mask=mask)
     counts = count_shell_pixels(tuple(first.shape)).to(frequency)
-    one_bit, half_bit = (
-        information_threshold(counts, bits, symmetry_order, diameter_fraction) for bits in (1.0, 0.5)
+    one_bit, half_bit, cone_one, cone_half = (
+        information_threshold(number, bits, symmetry_order, diameter_fraction)
+        for number in (counts, counts * _CONE_SHARE)
+        for bits in (1.0, 0.5)
     )
-    return Curves(frequency, unmasked, masked, randomised, corrected, cones, one_bit, half_bit)
+    return Curves(
+        frequency,
+        unmasked,
+        masked,
+        randomised,
+        corrected,
+        cones,
+        one_bit,
+        half_bit,
+        ((cone_one + cone_half) / 2).clamp(max=_STRICTEST),
+        start,
+        solvent_factor,
+    )
 
 
 def filter_average(
@@ -143,7 +212,6 @@ def filter_average(
     pixel_size_angstrom: float,
     *,
     whole: bool,
-    bfactor_a2: float = 0.0,
 ) -> Float[Tensor, "z y x"]:
     """Filter the map of a half set, or of both together, by the single-particle Wiener filter.
 
@@ -163,8 +231,6 @@ def filter_average(
         Of a voxel.
     whole
         Whether `half` holds both half sets; a single one has half the signal to noise.
-    bfactor_a2
-        Positive sharpens, as exp(+B s² / 4).
     """
     weights = _threshold(half.weights)
     size = weights.shape[0]
@@ -172,22 +238,43 @@ def filter_average(
     signal_to_noise = (2.0 if whole else 1.0) * reliable / (1 - reliable).clamp(min=1e-3)
     smooth = gaussian_filter(weights.cpu().numpy(), _SMOOTHING_VOXELS, mode=("wrap", "wrap", "nearest"))
     gain = signal_to_noise / (signal_to_noise + torch.from_numpy(smooth).to(weights) / weights)
-    if bfactor_a2:
-        frequency = radial_frequency((size,) * 3, pixel_size_angstrom, device=weights.device)
-        gain = gain * torch.exp(bfactor_a2 / 4 * frequency**2)
     return reconstruct_from_slices(half.sums * gain.to(half.sums.real.dtype), weights, box, floor=0.0)
+
+
+def sharpen_map(
+    volume: Float[Tensor, "z y x"],
+    pixel_size_angstrom: float,
+    bfactor_a2: float,
+    transfer: tuple[Values, Values] | None = None,
+) -> Float[Tensor, "z y x"]:
+    """Sharpen a filtered map, and undo what the detector took.
+
+    Parameters
+    ----------
+    volume
+        `(z, y, x)`, Wiener-filtered.
+    pixel_size_angstrom
+        Of a voxel.
+    bfactor_a2
+        Positive sharpens, as exp(+B s² / 4) (equation 30 of the emClarity tutorial).
+    transfer
+        `(k,)` increasing frequencies in 1/Å and `(k,)` values of the detector's modulation transfer function; the
+        map is divided by it.
+    """
+    frequency = radial_frequency(tuple(volume.shape), pixel_size_angstrom, device=volume.device)
+    gain = torch.exp(bfactor_a2 / 4 * frequency**2)
+    if transfer is not None:
+        places, values = (one.double().cpu().numpy() for one in transfer)
+        read = np.interp(frequency.double().cpu().numpy(), places, values)
+        gain = gain / torch.from_numpy(read).to(gain).clamp(min=_LEAST_TRANSFER)
+    return apply_filter(volume, gain.to(volume.dtype), dims=3)
 
 
 def _cut_cones(curves: Curves) -> Float[Tensor, "cones s"]:
     """Correlations, positive, that fall to nothing behind each cone's own limit."""
-    threshold = (curves.one_bit + curves.half_bit) / 2
-    cut = []
-    for cone in curves.cones:
-        below = torch.nonzero(cone[1:] < threshold[1:])
-        last = float(curves.frequency[int(below[0, 0])]) if len(below) else float(curves.frequency[-1])
-        beyond = (curves.frequency - last).clamp(min=0)
-        cut.append(cone.clamp(0, 1) * torch.exp(-((beyond / _CUT_FALL) ** 2)))
-    return torch.stack(cut)
+    beyond = (curves.frequency - curves.cone_limits()[:, None]).clamp(min=0)
+    scaled = scale_solvent(curves.cones, curves.solvent_factor)
+    return scaled.clamp(0, 1) * torch.exp(-((beyond / _CUT_FALL) ** 2))
 
 
 def _expand_cones(

@@ -1,4 +1,4 @@
-"""References as the alignment sees them: Fourier voxels within a band, of the map turned and of its derivatives."""
+"""References as the alignment sees them: centred, masked, and as Fourier voxels within a band."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from verglas.errors import UserError
-from verglas.ops.fft import radial_frequency
+from verglas.ops.fft import fourier_shift, radial_frequency
 from verglas.ops.kernels import fourier_points
 from verglas.ops.projection import transform_volume
 from verglas.shapes import Rotations
@@ -106,51 +106,6 @@ def turn_reference(volume: Float[Tensor, "z y x"], rotations: Rotations, band: B
     return fourier_points.read_turned(padded, rotations, band.places_xyz * _OVERSAMPLING)
 
 
-def differentiate_reference(volume: Float[Tensor, "z y x"], band: Band) -> BandValues:
-    """Transform a reference and its derivatives by small turns and shifts, within a band.
-
-    A reference turned by the small vector ω and shifted by t is, to first order, f - (ω × r)·∇f - t·∇f.
-
-    Parameters
-    ----------
-    volume
-        `(n, n, n)`, zero near its borders.
-    band
-        Of a box of the volume's side.
-
-    Returns
-    -------
-    Tensor
-        `(7, k)` complex64: the reference, its derivatives by ω in radians about x, y and z, and by t in voxels
-        along x, y and z.
-    """
-    size = volume.shape[-1]
-    transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
-    axes = (
-        torch.fft.rfftfreq(size, device=volume.device),
-        torch.fft.fftfreq(size, device=volume.device)[:, None],
-        torch.fft.fftfreq(size, device=volume.device)[:, None, None],
-    )
-    slopes = [
-        torch.fft.fftshift(torch.fft.irfftn(2j * math.pi * axis * transform, s=volume.shape)) for axis in axes
-    ]
-    line = torch.arange(size, dtype=volume.dtype, device=volume.device) - size // 2
-    x, y, z = line, line[:, None], line[:, None, None]
-    dx, dy, dz = slopes
-    parts = [volume, y * dz - z * dy, z * dx - x * dz, x * dy - y * dx, dx, dy, dz]
-    values = [volume, *(-part for part in parts[1:])]
-    return torch.stack([gather_band(part, band) for part in values])
-
-
-def gather_band(volume: Float[Tensor, "z y x"], band: Band) -> Complex[Tensor, " k"]:
-    """Transform a volume centred on voxel `n // 2` and keep what lies within a band; complex64."""
-    size = volume.shape[-1]
-    transform = torch.fft.rfftn(torch.fft.ifftshift(volume))
-    x, y, z = band.places_xyz.long().unbind(-1)
-    values: Tensor = transform[z % size, y % size, x].to(torch.complex64)
-    return values
-
-
 def share_low_resolution(
     first: Float[Tensor, "z y x"],
     second: Float[Tensor, "z y x"],
@@ -172,3 +127,37 @@ def share_low_resolution(
     low = radial_frequency(shape, pixel_size_angstrom, device=first.device) <= 1 / limit_angstrom
     difference = torch.fft.irfftn(torch.fft.rfftn(second - first) * low, s=shape)
     return first + difference / 2, second - difference / 2
+
+
+def centre_mass(volume: Float[Tensor, "z y x"], mask: Float[Tensor, "z y x"]) -> Float[Tensor, "z y x"]:
+    """Shift a map so that the centre of mass of what is dense within a mask lies on voxel `n // 2`.
+
+    Voxels count by how far they exceed the mean within the mask by more than a standard deviation; without any there
+    is nothing to centre.
+
+    Parameters
+    ----------
+    volume
+        `(n, n, n)`, dense is bright.
+    mask
+        `(n, n, n)`, 0 to 1.
+    """
+    total = mask.sum().clamp(min=1e-12)
+    mean = (volume * mask).sum() / total
+    spread = ((volume - mean).square() * mask).sum().div(total).sqrt()
+    dense = ((volume - mean - spread) * mask).clamp(min=0).double()
+    if not float(dense.sum()):
+        return volume
+    shifts = [
+        -float(
+            (dense.sum([other for other in range(3) if other != axis]) * _line(volume, axis)).sum()
+            / dense.sum()
+        )
+        for axis in range(3)
+    ]
+    return fourier_shift(volume, torch.tensor(shifts, dtype=volume.dtype, device=volume.device))
+
+
+def _line(volume: Tensor, axis: int) -> Tensor:
+    size = volume.shape[axis]
+    return torch.arange(size, dtype=torch.float64, device=volume.device) - size // 2

@@ -18,8 +18,9 @@ from verglas.algo.averaging.transfer import (
 )
 from verglas.algo.averaging.views import ParticleSlices, SeriesViews, cut_particles
 from verglas.ops.fft import radial_frequency, rfft_crop
-from verglas.ops.projection import PaddedRfft, PaddedWeights, complete_planes, insert_slices
+from verglas.ops.projection import PaddedRfft, PaddedWeights, complete_planes, insert_slices, sum_permuted
 from verglas.ops.statistics import fourier_shells
+from verglas.ops.symmetry import split_group
 from verglas.shapes import Rotations, Values, Vectors
 
 OVERSAMPLING = 2
@@ -204,16 +205,17 @@ def sum_particles(
     sums = torch.zeros(shape, dtype=torch.complex64, device=device)
     weights = torch.zeros(shape, device=device)
     turns = source.views.rotations
+    inserted, permuted = split_group(symmetry)
     squares = radial_frequency((source.box,) * 2, source.pixel_size_angstrom, device=device) ** 2
     for part in batches(len(positions_angstrom), source.batch):
         slices, gains = weight_particles(source, positions_angstrom[part])
         if quality is not None:
             decay = torch.exp(-quality[part].to(gains)[:, None, None] * squares)[:, None]
             slices, gains = slices * decay, gains * decay
-        for operation in symmetry:
+        for operation in inserted:
             poses = turns @ (rotations[part] @ operation)[:, None]
             insert_slices(slices, gains, poses.to(device), size, into=(sums, weights))
-    return complete_planes(sums), complete_planes(weights)
+    return sum_permuted(complete_planes(sums), permuted), sum_permuted(complete_planes(weights), permuted)
 
 
 def quality_bfactors(scores: Values, strength: float) -> Values:

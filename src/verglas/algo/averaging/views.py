@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from verglas.model import TiltSeries
@@ -175,24 +175,46 @@ def cut_particles(
         `(p, v)` of `tell_seen`; what is not seen is zero.
     """
     images = views.images
-    count, (height, width) = len(images), images.shape[1:]
     places = _find_pixels(views, positions_angstrom)
     nearest = places.round()
     first = nearest.long() - box // 2
     reach = box / 2 - _FALL_PX
     seen = _lies_within(places, views, box)
     device = images.device
-    steps = torch.arange(box)
-    x, y = (first[..., axis, None] + steps for axis in (0, 1))
-    rows = torch.arange(count)[None, :, None, None].to(device)
-    crops = images[
-        rows, y.clamp(0, height - 1)[..., None].to(device), x.clamp(0, width - 1)[..., None, :].to(device)
-    ]
-    within_x, within_y = ((x >= 0) & (x < width)).to(images), ((y >= 0) & (y < height)).to(images)
     disc = soft_sphere_mask((box, box), reach, _FALL_PX, device=device).to(images.dtype)
-    disc = disc * within_y[..., None] * (within_x * seen[..., None].to(device))[..., None, :]
-    means = (crops * disc).sum((-2, -1), keepdim=True) / disc.sum((-2, -1), keepdim=True).clamp(min=1)
-    crops = (crops - means) * disc
+    crops, discs = _cut_windows(images, first.to(device), disc)
+    discs = discs * seen[..., None, None].to(device)
+    means = (crops * discs).sum((-2, -1), keepdim=True) / discs.sum((-2, -1), keepdim=True).clamp(min=1)
+    crops = crops.sub_(means).mul_(discs)
     shifts = (nearest - places).flip(-1).to(device)
     slices = shift_transforms(images_to_slices(crops), (box, box), shifts)
     return slices, seen.to(device)
+
+
+def _cut_windows(
+    images: Image, first: Int[Tensor, "particles views 2"], disc: Float[Tensor, "box box"]
+) -> tuple[Tensor, Tensor]:
+    """Cut `(p, v, n, n)` windows that begin at `first` (xy), and of the disc what lies within the view."""
+    box, (height, width) = len(disc), images.shape[1:]
+    rows = torch.arange(len(images), device=first.device).expand(first.shape[:2])
+    inside = ((first >= 0) & (first <= torch.tensor([width - box, height - box], device=first.device))).all(
+        -1
+    )
+    crops = images.new_empty(*first.shape[:2], box, box)
+    if bool(inside.any()):
+        # Whole rows are copied, which indexing pixel by pixel does not.
+        windows = images.unfold(1, box, 1).unfold(2, box, 1)
+        x, y = (first[..., axis].clamp(0, size - box) for axis, size in ((0, width), (1, height)))
+        crops = windows[rows, y, x]
+    discs = disc.expand(crops.shape)
+    beyond = ~inside
+    if bool(beyond.any()):
+        steps = torch.arange(box, device=first.device)
+        x, y = (first[beyond][:, axis, None] + steps for axis in (0, 1))
+        crops[beyond] = images[
+            rows[beyond][:, None, None], y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]
+        ]
+        within_x, within_y = ((x >= 0) & (x < width)).to(disc), ((y >= 0) & (y < height)).to(disc)
+        discs = discs.clone()
+        discs[beyond] = disc * within_y[:, :, None] * within_x[:, None, :]
+    return crops, discs

@@ -326,7 +326,7 @@ def _view_weights(
     # by sinc squared; what it damps is restored here.
     cosine = math.cos(math.radians(float(frames.y_tilt_deg[view])))
     weights = weights / torch.sinc(across * cosine / PHASES) ** 2
-    if frames.x_tilt_deg[view] != 0:
+    if frames.leaves_rows[view]:
         weights = weights / torch.sinc(along / frames.rows_per_voxel) ** 2
     response: Tensor = spline_response(fy, fx)
     return weights / response

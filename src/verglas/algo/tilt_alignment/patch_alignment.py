@@ -67,21 +67,21 @@ class Level:
 
 
 LEVELS = (
-    Level(128, 64, 0.6, 10.0, 6, Freedom(axis=1), 1e-3, True),
-    Level(256, 64, 0.6, 6.0, 6, Freedom(axis=1, scale=5), 3e-4, False),
-    Level(512, 96, 0.6, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
+    Level(128, 64, 0.4, 10.0, 6, Freedom(axis=1), 1e-3, True),
+    Level(256, 64, 0.4, 6.0, 6, Freedom(axis=1, scale=5), 3e-4, False),
+    Level(512, 96, 0.4, 5.0, 4, Freedom(axis=1, scale=5), 1e-4, False),
 )
 
 _AXIS_REACH_DEG = 10.0
-_CONVERGED_PX = 0.1
+_CONVERGED_PX = 0.05
 _WORTH_FINER = 0.3
 _ROOMY = 1.15  # what lies beyond the slab harms more than room in it
-_BOLD, _STEEPEST = 1.7, 0.3
+_BOLD, _BOLD_TURN, _STEEPEST = 1.7, 2.2, 0.3
 _LAST_ROUNDS = 1
 _FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
 _LARGEST = 2.0
-_THICKNESSES = 0.7
+_THICKNESSES = 1.4  # what enters and leaves smaller patches turned the axis by 0.2 degrees
 _MARGIN = 0.4
 _FEWEST_A_ROW = 3
 
@@ -257,7 +257,7 @@ class _State:
             float(np.clip(old + _BOLD * (new - old), -_STEEPEST, _STEEPEST))
             for old, new in zip(self.slope, fit_slope(fit)[0], strict=True)
         )
-        turn = (_BOLD - 1) * (fit.geometry.axis_deg - self.geometry.axis_deg)
+        turn = (_BOLD_TURN - 1) * (fit.geometry.axis_deg - self.geometry.axis_deg)
         return replace(
             self, geometry=replace(fit.geometry, axis_deg=fit.geometry.axis_deg + turn), slope=(x, y)
         )

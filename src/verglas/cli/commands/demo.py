@@ -1,14 +1,16 @@
-"""`verglas demo`: from nothing to a tomogram and a report of it, in a minute."""
+"""`verglas demo`: from nothing, by raw tilt series, to an average beside the truth."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from verglas.steps.simulate import SimulateParams
     from verglas.steps.step import RunOptions
+
+PIPELINE = Path(__file__).with_name("demo.toml")
+"""What is done with the simulated series."""
 
 
 def demo(
@@ -20,67 +22,71 @@ def demo(
     ] = False,
     quiet: Annotated[bool, Parameter(help="Show no progress.", negative="")] = False,
 ) -> int:
-    """Simulate a tilt series, reconstruct it, hold the tomogram against the truth, and write one report.
+    """Simulate tilt series, take them from raw stacks to an average, and write one report with the truth beside it.
 
-    Three job folders are made: simulate, reconstruct and compare. Run it again, and it does only what is missing.
+    What is done is written to `pipeline.toml` in the folder, for `verglas run`. Run it again, and it does only what
+    is missing.
     """
+    from verglas.runtime import available_cores
     from verglas.steps.step import RunOptions
 
-    options = RunOptions(device=device, overwrite=overwrite, quiet=quiet)
-    page, failed = run_demo(out, choose_simulation(), options)
+    options = RunOptions(device=device, workers=min(2, available_cores()), overwrite=overwrite, quiet=quiet)
+    page, failed = run_demo(out, choose_simulation(), PIPELINE.read_text(encoding="utf-8"), options)
     print(page)
     return int(failed)
 
 
 def choose_simulation() -> "SimulateParams":
-    """Choose a specimen worth looking at: ribosomes, a vesicle in the middle of the ice, gold."""
+    """Choose specimens worth looking at: ribosomes, a vesicle, gold to align by."""
     from verglas.steps.simulate import SimulateParams
 
     return SimulateParams(
-        # With this seed the vesicle lies whole in the central sections.
         name="demo",
+        count=2,
         seed=52,
-        image_size=(384, 384),
+        image_size=(400, 400),
+        pixel_size=8.0,
         thickness=1200.0,
-        copies=80,
-        vesicle_radius=450.0,
+        copies=45,
+        vesicle_radius=400.0,
     )
 
 
-def run_demo(out: Path, simulation: "SimulateParams", options: "RunOptions") -> tuple[Path, bool]:
-    """Run the three steps in folders below `out`.
+def run_demo(
+    out: Path, simulation: "SimulateParams", pipeline: str, options: "RunOptions"
+) -> tuple[Path, bool]:
+    """Simulate into the folder `simulate` below `out`, then run a pipeline beside it.
+
+    Parameters
+    ----------
+    out
+        Folder to write.
+    simulation
+        What is simulated.
+    pipeline
+        TOML for `verglas run`, with paths relative to `out`; it is written there.
+    options
+        How each step is run.
 
     Returns
     -------
     page, failed
-        The report on those that ran, and whether an item failed, after which no further step runs.
+        The report on the jobs that ran, and whether an item failed.
     """
-    from verglas.exec import format_duration
+    from verglas.cli.commands.run import load_step, tell, tell_failures
+    from verglas.cli.validation import build_params
+    from verglas.files import write_text
+    from verglas.pipeline import Job, read_pipeline, run_pipeline
     from verglas.report import write_report
-    from verglas.steps.compare import COMPARE_STEP, CompareParams
-    from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
     from verglas.steps.simulate import SIMULATE_STEP
-    from verglas.steps.step import run_step
 
-    folders = [out / name for name in ("simulate", "reconstruct", "compare")]
-    # The truth's geometry, so that what differs from the truth is the reconstruction's doing alone.
-    reconstruction = ReconstructParams(
-        tilt_series=folders[0] / "truth/tilt_series.star",
-        pixel_size=simulation.truth_voxel_size or simulation.pixel_size,
-        ctf="flip",
-    )
-    comparison = CompareParams(tomograms=folders[1] / "tomograms.star", simulation=folders[0])
-    work: tuple[tuple[Any, Any], ...] = (
-        (SIMULATE_STEP, simulation),
-        (RECONSTRUCT_STEP, reconstruction),
-        (COMPARE_STEP, comparison),
-    )
-    for number, ((step, params), folder) in enumerate(zip(work, folders, strict=True), start=1):
-        report = run_step(step, params, folder, options=options)
-        if not options.quiet:
-            told = f"done in {format_duration(report.seconds)}" if report.done else "done before"
-            print(f"{step.name}: {told}", file=sys.stderr)
-        if report.failed:
-            print(*(f"  {name}: {error}" for name, error in report.failed.items()), sep="\n", file=sys.stderr)
-            return write_report(folders[:number], out / "report.html"), True
-    return write_report(folders, out / "report.html"), False
+    first = Job("simulate", SIMULATE_STEP, simulation, out / "simulate")
+    ran, failed = run_pipeline([first], options, tell_failures if options.quiet else tell)
+    if not failed:
+        write_text(out / "pipeline.toml", pipeline)
+        jobs = read_pipeline(
+            out / "pipeline.toml", out, load_step, lambda model, values: build_params(model, values, None)
+        )
+        done, failed = run_pipeline(jobs, options, tell_failures if options.quiet else tell)
+        ran = [*ran, *done]
+    return write_report([job.folder for job in ran], out / "report.html"), failed

@@ -29,17 +29,18 @@ def run(
     from verglas.report import write_report
     from verglas.steps.step import RunOptions
 
-    jobs = read_pipeline(pipeline, out, _load_step, lambda model, values: build_params(model, values, None))
+    jobs = read_pipeline(pipeline, out, load_step, lambda model, values: build_params(model, values, None))
     if check:
         print("\n".join(f"{job.name}: {job.step.name}" for job in jobs))
         return 0
     options = RunOptions(device=device, workers=workers, quiet=quiet)
-    ran, failed = run_pipeline(jobs, options, _tell_failures if quiet else _tell)
+    ran, failed = run_pipeline(jobs, options, tell_failures if quiet else tell)
     print(write_report([job.folder for job in ran], out / "report.html"))
     return int(failed)
 
 
-def _load_step(name: str) -> "Step[Any]":
+def load_step(name: str) -> "Step[Any]":
+    """Find the step that a command runs, or raise a `UserError`."""
     from verglas.cli.registry import STEPS
     from verglas.cli.step_command import load_step
     from verglas.errors import UserError
@@ -50,7 +51,8 @@ def _load_step(name: str) -> "Step[Any]":
     return load_step(paths[name])
 
 
-def _tell(job: "Job", report: "RunReport") -> None:
+def tell(job: "Job", report: "RunReport") -> None:
+    """Say what a job found."""
     from verglas.exec import format_duration
 
     done = f"done in {format_duration(report.seconds)}" if report.done else "done before"
@@ -58,9 +60,10 @@ def _tell(job: "Job", report: "RunReport") -> None:
     if report.summary:
         lines += [f"  {name}: {one.value} {one.unit}".rstrip() for name, one in report.summary.values.items()]
     print("\n".join(lines), file=sys.stderr, flush=True)
-    _tell_failures(job, report)
+    tell_failures(job, report)
 
 
-def _tell_failures(job: "Job", report: "RunReport") -> None:
+def tell_failures(job: "Job", report: "RunReport") -> None:
+    """Say which items failed, and why."""
     for name, error in report.failed.items():
         print(f"{job.name}: {name} failed: {error}", file=sys.stderr, flush=True)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from verglas.algo.matching.angles import emclarity_grid, uniform_grid
 from verglas.errors import UserError
+from verglas.ops.angles import emclarity_grid, uniform_grid
 from verglas.ops.rotation import angular_distance_deg, random_rotations
 from verglas.ops.symmetry import symmetry_matrices
 
