@@ -1,8 +1,6 @@
 """Averages and alignments that are killed go on to the same bytes, and one broken series does not stop the others."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -64,19 +62,17 @@ def list_files(folder):
 @pytest.mark.parametrize("command", ["average", pytest.param("align", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(three, ribosomes, tmp_path, command):
     shutil.copy(ribosomes.reference, three / "first.mrc")
-    process = start(three, command, tmp_path / "killed")
     items = tmp_path / "killed/items"
-    while process.poll() is None and len(list(items.glob("*.json"))) < 1:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    done = {path.name for path in items.glob("*.json")}
-    assert done
-    assert not (tmp_path / "killed/summary.json").exists()
+    with start(three, command, tmp_path / "killed") as process:
+        while process.poll() is None and len(list(items.glob("*.json"))) < 1:
+            time.sleep(0.02)
+        process.kill()
     before = {path: path.stat().st_mtime_ns for path in items.glob("*.json")}
+    assert before
+    assert not (tmp_path / "killed/summary.json").exists()
     for out in ("killed", "whole"):
-        process = start(three, command, tmp_path / out)
-        told, _ = process.communicate()
+        with start(three, command, tmp_path / out) as process:
+            told, _ = process.communicate()
         assert process.returncode == 0, told
     assert {path: path.stat().st_mtime_ns for path in before} == before
     killed, whole = (list_files(tmp_path / out) for out in ("killed", "whole"))
