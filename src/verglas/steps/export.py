@@ -17,6 +17,7 @@ from verglas.steps.series_particles import (
     list_series_particles,
     open_series,
 )
+from verglas.steps.series_results import gather_warnings
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
 
 
@@ -135,7 +136,7 @@ def summarise(results: dict[str, ItemResult], params: ExportParams, folder: Path
         "images": Value(sum(result.values["images"] for result in results.values()), "", "files of images"),
     }
     figures = [Figure("figures/directions.png", "from where the particles are seen")]
-    return Summary(figures, values, warnings, tables)
+    return Summary(figures, values, [*gather_warnings(results), *warnings], tables)
 
 
 def estimate(items: list[Item], params: ExportParams) -> Estimate:
