@@ -122,7 +122,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     shape = _choose_shape(frames.shape, params.factor)
     binned = pixel * frames.shape[1] / shape[1]
     device = choose_device(context.device)
-    found = _estimate(frames, shape, binned, params, device)
+    found = _estimate(frames, shape, binned, params)
     model = replace(found.model, first_frame=frames.start)
     images, stack = _add_up(item.name, frames, shape, binned, model, params, source, context.folder, device)
     outputs = _write_images(item.name, images, binned, context.folder) + stack
@@ -293,17 +293,18 @@ def _choose_shape(shape: tuple[int, int], factor: float) -> tuple[int, int]:
 
 
 def _estimate(
-    frames: "MovieFrames", shape: tuple[int, int], pixel: float, params: MotionParams, device: "torch.device"
+    frames: "MovieFrames", shape: tuple[int, int], pixel: float, params: MotionParams
 ) -> "Estimated":
+    """Estimate the motion, on the CPU: low frequencies are small."""
     import torch
 
     from verglas.algo.motion.bands import band_shape, transform_band
     from verglas.algo.motion.estimate import Settings, estimate_motion
 
     low = band_shape(shape, pixel)
-    bands = torch.empty(frames.count, low[0], low[1] // 2 + 1, dtype=torch.complex64, device=device)
+    bands = torch.empty(frames.count, low[0], low[1] // 2 + 1, dtype=torch.complex64)
     for number in range(frames.count):
-        bands[number] = transform_band(frames.prepare(number, shape).to(device), low)
+        bands[number] = transform_band(frames.prepare(number, shape), low)
     return estimate_motion(bands, low, shape, Settings(_parse_grid(params.grid), pixel))
 
 

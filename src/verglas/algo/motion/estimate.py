@@ -47,7 +47,6 @@ ACCELERATION_ANGSTROM = 0.75
 """Standard deviation of the change of the whole image's step from frame to frame."""
 
 _CONVERGED = 0.01
-_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,16 @@ def estimate_motion(
     everything = [bands]
     centre = torch.full((1, 2), 0.5, dtype=torch.float64)
     limit = 0.5 * highest
-    for _ in range(2):
+    for rounds in (4, 2):
         weights, shares = _measure(everything, whole, [state.time_basis @ state.trajectory])
         limit = min(information_limit(weights, shares, whole), 0.99 * highest)
-        _refine(state, settings, lambda i: everything[i], whole, weights, centre, limit, local=False)
+        _refine(
+            state, settings, everything.__getitem__, whole, weights, centre, limit, local=False, rounds=rounds
+        )
     information = _fisher(weights, shares, whole)
     if settings.grid[:2] != (1, 1):
         aligned = _shift_frames(bands, whole, state.time_basis @ state.trajectory, band_shape)
-        weights, shares, limit, whole = _refine_locally(state, settings, aligned, scale, highest)
+        weights, shares, limit, whole = _refine_locally(state, settings, aligned, scale, limit)
     model = _make_model(state, settings.pixel_size_angstrom)
     rings = np.arange(len(shares)) * whole.step
     error = float(1 / np.sqrt(max(count * information, 1e-12)))
@@ -185,17 +186,21 @@ def _shift_frames(bands: Tensor, grid: Grid, shifts: Tensor, shape: tuple[int, i
 
 
 def _refine_locally(
-    state: _State, settings: Settings, frames: Tensor, scale: tuple[float, float], highest: float
+    state: _State, settings: Settings, frames: Tensor, scale: tuple[float, float], limit: float
 ) -> tuple[Tensor, Tensor, float, Grid]:
     """Refine all of the motion on patches, coarse to fine."""
     layout = lay_patches((frames.shape[1], frames.shape[2]))
-    grid = make_grid((layout.size, layout.size), scale, 0.99 * highest)
+    highest = min(HIGHEST, 0.5 / max(scale))
+    # What blurred may tell a little more than it did as a whole.
+    grid, rows, columns = limit_grid(
+        make_grid((layout.size, layout.size), scale, 0.99 * highest), min(1.3 * limit, 0.99 * highest)
+    )
     # The frames are aligned as a whole: patches measure what is left.
     undone = state.time_basis @ state.trajectory
-    patches = [cut_patch(frames, layout, i) for i in range(len(layout.corners))]
+    patches = [cut_patch(frames, layout, i)[:, rows, :columns] for i in range(len(layout.corners))]
     weights, shares = _measure(patches, grid, _left_over(state, layout, undone))
-    limit = information_limit(weights, shares, grid)
-    for part in (0.4, 1.0, 1.0):
+    for part, rounds in ((0.4, 3), (1.0, 2)):
+        limit = information_limit(weights, shares, grid)
         _refine(
             state,
             settings,
@@ -206,10 +211,9 @@ def _refine_locally(
             max(part * limit, 4 * grid.step),
             local=True,
             undone=undone,
-            rounds=3 if part < 1 else 2,
+            rounds=rounds,
         )
         weights, shares = _measure(patches, grid, _left_over(state, layout, undone))
-        limit = information_limit(weights, shares, grid)
     return weights, shares, limit, grid
 
 
@@ -241,8 +245,8 @@ def _refine(
     limit: float,
     *,
     local: bool,
+    rounds: int,
     undone: Tensor | None = None,
-    rounds: int = _ROUNDS,
 ) -> None:
     """Newton steps on the unknowns until they rest."""
     low, rows, columns = limit_grid(grid, limit)

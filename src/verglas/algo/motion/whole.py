@@ -9,8 +9,8 @@ from torch import Tensor
 from verglas.algo.motion.likelihood import Grid, align, limit_grid
 from verglas.ops.fft import fast_size
 
-B_FACTORS = (1500.0, 150.0)
-"""Pixels²; frequencies are weighted by exp(-2 B k²), as RELION does with the second."""
+B_FACTORS = (1500.0, 400.0)
+"""Pixels²; frequencies are weighted by exp(-2 B k²). RELION has 150, but here the likelihood follows."""
 
 _LEAST_WEIGHT = 1e-3
 _ROUNDS = 8
@@ -56,9 +56,9 @@ def _correlate_once(
 ) -> Tensor:
     moved = align(part, grid, shifts)
     total = moved.sum(0)
-    # The map is sampled twice as finely as the band needs, and is as large as the frame.
+    # The map is sampled a little more finely than the band needs, and is as large as the frame.
     sizes = [
-        fast_size(math.ceil(4 * float(axis.abs().max()) * size))
+        fast_size(math.ceil(2.6 * float(axis.abs().max()) * size))
         for axis, size in zip((grid.y, grid.x), shape, strict=True)
     ]
     places = (grid.y * shape[0]).round().long() % sizes[0]
