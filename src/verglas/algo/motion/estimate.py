@@ -348,7 +348,7 @@ def _make_model(state: _State, pixel_size_angstrom: float) -> MotionModel:
     trajectory = trajectory + state.local_time @ shared
     trajectory = trajectory - trajectory[:1]
     # The last digits differ from run to run, with the number of threads and where things lie in memory.
-    rounded = [
+    trajectory, grid = (
         (pixel_size_angstrom * one).round(decimals=_DECIMALS) for one in (trajectory, grid.movedim(-1, 0))
-    ]
-    return MotionModel(*(np.asarray(one) for one in rounded))
+    )
+    return MotionModel(np.asarray(trajectory), np.asarray(grid))
