@@ -26,6 +26,9 @@ FloatArray = npt.NDArray[np.float64]
 
 RELION = "relion_run_motioncorr"
 
+_SEED = 7
+"""None of the movies on which the program was developed."""
+
 
 def run(quick: bool) -> Iterator[Figure]:
     """Correct one movie of each kind."""
@@ -34,7 +37,7 @@ def run(quick: bool) -> Iterator[Figure]:
         ("tilt", TILT, 0.5, 2048 if quick else 4096),
     ):
         with tempfile.TemporaryDirectory(prefix="verglas-motion-") as scratch:
-            case = make_case(Path(scratch), name, kind, size, seed=1)
+            case = make_case(Path(scratch), name, kind, size, seed=_SEED)
             yield from _compare(Path(scratch), name, case, target, quick)
 
 
