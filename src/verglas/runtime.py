@@ -1,6 +1,8 @@
 """What this process may use: cores, memory, the device."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +48,22 @@ def set_threads(count: int) -> None:
     # numba first: as it starts its threads, it may set OpenMP's, which are torch's, to all cores.
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(count)
+
+
+def keep_freed_memory() -> None:
+    """Let this process use the memory of large arrays again instead of handing it back after each.
+
+    What is handed back comes anew page by page, each cleared by the system: a third of the time of work on whole
+    images. Nothing happens where the C library is not GNU's.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "gnu_get_libc_version"):
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_KEPT_BYTES = 2**30
 
 
 def choose_device(name: str = "auto") -> "torch.device":

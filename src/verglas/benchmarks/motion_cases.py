@@ -96,7 +96,7 @@ def make_case(folder: Path, name: str, kind: Kind, size: int, *, seed: int) -> C
         seed=seed,
     )
     movie, gain = folder / f"{name}.mrcs", folder / f"{name}_gain.mrc"
-    write_mrc(movie, frames, voxel_size_angstrom=pixel, is_stack=True)
+    write_mrc(movie, frames, voxel_size_angstrom=pixel, is_stack=True, dtype=np.uint16)
     write_mrc(gain, camera.gain, voxel_size_angstrom=pixel)
     return Case(movie, gain, kind, motion, (size, size))
 

@@ -65,7 +65,7 @@ class MotionParams(Params):
             description="nodes of the motion along x, y and time; 1x1xN is one motion of all the image with N nodes, "
             "finer grids add to a motion of the whole image that is free in each frame"
         ),
-    ] = "4x4x5"
+    ] = "3x3x4"
     exposure: Annotated[
         float | None,
         Field(gt=0, description="of one frame, in e/Å²; given, a dose-weighted image is written too"),

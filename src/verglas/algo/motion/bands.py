@@ -28,8 +28,8 @@ def transform_band(frame: Float[Tensor, "y x"], shape: tuple[int, int]) -> Compl
     the same mean.
     """
     height, width = frame.shape
-    rows = torch.fft.rfft(frame - frame.mean(), dim=1)[:, : shape[1] // 2 + 1]
-    columns = torch.fft.fft(rows, dim=0)
+    columns = torch.fft.fft(torch.fft.rfft(frame, dim=1)[:, : shape[1] // 2 + 1], dim=0)
+    columns[0, 0] = 0
     low, high = (shape[0] + 1) // 2, shape[0] // 2
     band = torch.cat([columns[:low], columns[height - high :]]) if shape[0] < height else columns
     # Frequencies of Nyquist are left as they are: no weight is given to them.

@@ -8,7 +8,7 @@ over time.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ SHEAR_ANGSTROM = 0.7
 BEND_ANGSTROM = 0.7
 """And of how much more than in the quarter before."""
 
-ACCELERATION_ANGSTROM = 0.75
-"""Standard deviation of the change of the whole image's step from frame to frame."""
+ACCELERATIONS_ANGSTROM = (0.75, 0.37, 0.18, 0.09, 0.05)
+"""Standard deviations of the change of the whole image's step from frame to frame; the movie tells which it has."""
 
 _CONVERGED = 0.01
 _DECIMALS = 3
@@ -98,7 +98,7 @@ class _State:
     grid: Tensor
     time_basis: Tensor
     local_time: Tensor
-    history: list[float] = field(default_factory=list)
+    acceleration_angstrom: float = ACCELERATIONS_ANGSTROM[0]
 
 
 def estimate_motion(
@@ -268,6 +268,9 @@ def _refine(
             even = basis - basis.mean(0)
             hessian += torch.kron(count * even.T @ even, _make_positive(information))
         unknowns = _join(state, local)
+        if not local:
+            state.acceleration_angstrom = _choose_acceleration(state, settings, gradient, hessian)
+            prior = _make_prior(state, settings, local)
         full = hessian + torch.kron(prior, torch.eye(2, dtype=torch.float64))
         step = torch.linalg.solve(full, (gradient - prior @ unknowns).flatten()).reshape(-1, 2)
         _add_step(state, step, local)
@@ -305,15 +308,39 @@ def _add_step(state: _State, step: Tensor, local: bool) -> None:
         state.grid = grid - grid.mean(0)
 
 
-def _make_prior(state: _State, settings: Settings, local: bool) -> Tensor:
-    """Inverse covariance of the unknowns, for one component, 1/pixels²."""
-    pixel = settings.pixel_size_angstrom
+def _choose_acceleration(state: _State, settings: Settings, gradient: Tensor, hessian: Tensor) -> float:
+    """Choose the deviation under which the displacements are likeliest (evidence of a linear Gaussian model)."""
     nodes = len(state.trajectory)
+    if nodes <= 2:
+        return state.acceleration_angstrom
+    pseudo = torch.linalg.pinv(hessian, hermitian=True)
+    measured = state.trajectory.flatten() + pseudo @ gradient.flatten()
+
+    def evidence(deviation: float) -> float:
+        single = _bend_prior(nodes, settings.pixel_size_angstrom / deviation)
+        prior = torch.kron(single, torch.eye(2, dtype=torch.float64))
+        full = hessian + prior
+        pull = hessian @ measured
+        rest = measured @ pull - pull @ torch.linalg.solve(full, pull)
+        return float(0.5 * (torch.logdet(prior) - torch.logdet(full) - rest))
+
+    return max(ACCELERATIONS_ANGSTROM, key=evidence)
+
+
+def _bend_prior(nodes: int, scale: float) -> Tensor:
     # The mean of the displacements is free: the frames do not tell it.
     prior = 1e-6 * torch.eye(nodes, dtype=torch.float64)
     if nodes > 2:
         bend = torch.diff(torch.eye(nodes, dtype=torch.float64), n=2, dim=0)
-        prior = prior + bend.T @ bend * (pixel / ACCELERATION_ANGSTROM) ** 2
+        prior = prior + bend.T @ bend * scale**2
+    return prior
+
+
+def _make_prior(state: _State, settings: Settings, local: bool) -> Tensor:
+    """Inverse covariance of the unknowns, for one component, 1/pixels²."""
+    pixel = settings.pixel_size_angstrom
+    nodes = len(state.trajectory)
+    prior = _bend_prior(nodes, pixel / state.acceleration_angstrom)
     if not local:
         return prior
     t, y, x, _ = state.grid.shape
