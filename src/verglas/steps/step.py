@@ -35,7 +35,7 @@ from verglas.jobs import (
     to_json,
     write_json,
 )
-from verglas.runtime import available_cores, choose_device, keep_freed_memory
+from verglas.runtime import available_cores, choose_device, reuse_memory
 
 
 class Params(BaseModel):
@@ -402,11 +402,11 @@ def _run_pending(
 def _do_item(work: _Work[P]) -> tuple[str, ...]:
     """Run one item in the worker, put its state on disk, and return its warnings."""
     started = time.perf_counter()
-    keep_freed_memory()
     folder, item = work.folder, work.item
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
     context = Context(folder.path, choose_worker_device(work.device), work.threads)
-    result = work.step.run_item(item, work.params, context)
+    with reuse_memory():
+        result = work.step.run_item(item, work.params, context)
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(
         item.name,

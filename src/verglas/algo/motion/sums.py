@@ -17,7 +17,7 @@ from verglas.algo.motion.field import shifts_on_axes
 from verglas.model import MotionModel
 from verglas.ops.dose import critical_exposure
 from verglas.ops.fft import radial_frequency
-from verglas.ops.kernels.warp import BLOCK, add_displaced, count_blocks
+from verglas.ops.kernels.warp import AT_ONCE, BLOCK, add_displaced, count_blocks
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -121,17 +121,31 @@ class FrameSums:
     ) -> None:
         self._model, self._shape, self._pixel = model, shape, pixel_size_angstrom
         self._weighting, self._even = weighting, even
+        self._waiting: list[tuple[int, Tensor]] = []
         self._sums = torch.zeros(weighting.factors.shape[1] + even, *shape, device=device)
 
     def add(self, number: int, frame: Float[Tensor, "y x"]) -> None:
         """Add frame `number` (from 0, of those that the model has)."""
-        factors = torch.from_numpy(self._weighting.factors[number]).float()
+        self._waiting.append((number, frame))
+        if len(self._waiting) == AT_ONCE:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if not self._waiting:
+            return
+        numbers = [number for number, _ in self._waiting]
+        factors = torch.from_numpy(self._weighting.factors[numbers]).float()
         if self._even:
-            factors = torch.cat([factors, torch.tensor([float(number % 2)])])
-        add_displaced(frame, block_shifts(self._model, number, self._shape, self._pixel), factors, self._sums)
+            factors = torch.cat([factors, torch.tensor(numbers)[:, None] % 2], dim=1)
+        shifts = torch.stack(
+            [block_shifts(self._model, number, self._shape, self._pixel) for number in numbers]
+        )
+        add_displaced([frame for _, frame in self._waiting], shifts, factors, self._sums)
+        self._waiting = []
 
     def plain(self) -> Float[Tensor, "y x"]:
         """Sum of all frames."""
+        self._add_waiting()
         rank = len(self._weighting.plain)
         plain = torch.from_numpy(self._weighting.plain).to(self._sums)
         total: Tensor = torch.tensordot(plain, self._sums[:rank], dims=1)
@@ -139,10 +153,12 @@ class FrameSums:
 
     def even(self) -> Float[Tensor, "y x"]:
         """Sum of the second, fourth ... frame."""
+        self._add_waiting()
         return self._sums[-1]
 
     def weighted(self) -> Float[Tensor, "y x"]:
         """Dose-weighted sum."""
+        self._add_waiting()
         if self._weighting.curves is None:
             return self.plain()
         radius = radial_frequency(self._shape, device=self._sums.device)
@@ -174,5 +190,6 @@ def displace_frame(
     """One frame with its motion taken out."""
     shape = (image.shape[0], image.shape[1])
     result = torch.zeros(1, *shape, device=image.device)
-    add_displaced(image, block_shifts(model, frame, shape, pixel_size_angstrom), torch.ones(1), result)
+    shifts = block_shifts(model, frame, shape, pixel_size_angstrom)
+    add_displaced([image], shifts[None], torch.ones(1, 1), result)
     return result[0]

@@ -9,6 +9,7 @@ that the sampled row ends up in.
 """
 
 import math
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -21,9 +22,12 @@ BLOCK = 16
 """Side of a block in pixels: a gradient of 0.2 % of displacement makes steps of 0.03 pixels between blocks."""
 
 TAPS = 8
+AT_ONCE = 4
+"""Images that are best added together."""
+
 _BETA = 5.0
 _STEPS = 1024
-_STRIP = 64
+_STRIP = 32
 
 
 def _make_table() -> npt.NDArray[np.float32]:
@@ -44,36 +48,43 @@ def count_blocks(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def add_displaced(
-    image: Float[Tensor, "y x"],
-    shifts: Float[Tensor, "by bx 2"],
-    weights: Float[Tensor, " k"],
+    images: Sequence[Float[Tensor, "y x"]],
+    shifts: Float[Tensor, "n by bx 2"],
+    weights: Float[Tensor, "n k"],
     sums: Float[Tensor, "k y x"],
 ) -> None:
-    """Add a displaced image to k sums, with a weight for each.
+    """Add n displaced images to k sums, with a weight for each; several at once pass fewer times over the sums.
 
     Parameters
     ----------
-    image
-        `(y, x)` float32.
+    images
+        n of `(y, x)` float32.
     shifts
-        `(by, bx, 2)` yx of each block, pixels; see the module's convention.
+        `(n, by, bx, 2)` yx of each block, pixels; see the module's convention.
     weights
-        `(k,)`.
+        `(n, k)`.
     sums
         `(k, y, x)` float32, changed in place.
     """
-    if tuple(shifts.shape[:2]) != count_blocks((image.shape[0], image.shape[1])):
-        raise ValueError(f"`shifts` must be one a block; got {tuple(shifts.shape)} for {tuple(image.shape)}")
-    if image.device.type != "cpu":
-        sums += weights.to(sums)[:, None, None] * displace_reference(image, shifts)
+    blocks = count_blocks((sums.shape[1], sums.shape[2]))
+    if tuple(shifts.shape[:3]) != (len(images), *blocks):
+        raise ValueError(
+            f"`shifts` must be one a block; got {tuple(shifts.shape)} for {len(images)} of {tuple(sums.shape[1:])}"
+        )
+    if sums.device.type != "cpu":
+        for image, shift, weight in zip(images, shifts, weights, strict=True):
+            sums += weight.to(sums)[:, None, None] * displace_reference(image, shift)
         return
-    _add_numba(
-        image.contiguous().numpy(),
-        shifts.to(torch.float64).numpy(),
-        weights.to(torch.float32).numpy(),
-        _TABLE,
-        sums.numpy(),
-    )
+    arrays = [image.contiguous().numpy() for image in images]
+    moves = shifts.to(torch.float64).contiguous().numpy()
+    shares = weights.to(torch.float32).contiguous().numpy()
+    start = 0
+    while start < len(arrays):
+        # Two sizes only, because each is compiled.
+        count = AT_ONCE if start + AT_ONCE <= len(arrays) else 1
+        stop = start + count
+        _add_numba(tuple(arrays[start:stop]), moves[start:stop], shares[start:stop], _TABLE, sums.numpy())
+        start = stop
 
 
 def displace_reference(image: Tensor, shifts: Tensor) -> Tensor:
@@ -106,82 +117,103 @@ def _part(shift: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
 
 @numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)
 def _add_numba(
-    image: npt.NDArray[np.float32],
+    images: tuple[npt.NDArray[np.float32], ...],
     shifts: npt.NDArray[np.float64],
     weights: npt.NDArray[np.float32],
     table: npt.NDArray[np.float32],
     sums: npt.NDArray[np.float32],
 ) -> None:
-    height, width = image.shape
-    blocks = shifts.shape[1]
-    mean = 0.0
-    margin = 0
-    for i in range(shifts.shape[0]):
-        for j in range(blocks):
-            mean += shifts[i, j, 0]
-            margin = max(margin, int(np.abs(shifts[i, j, 1])) + 2)
-    mean_row = int(np.rint(mean / (shifts.shape[0] * blocks)))
-    margin += TAPS
+    height = sums.shape[1]
+    blocks = shifts.shape[2]
+    means = np.zeros(len(images), np.int64)
+    margins = np.zeros(len(images), np.int64)
+    for f in range(len(images)):
+        mean, margin = 0.0, 0
+        for i in range(shifts.shape[1]):
+            for j in range(blocks):
+                mean += shifts[f, i, j, 0]
+                margin = max(margin, int(np.abs(shifts[f, i, j, 1])) + 2)
+        means[f] = int(np.rint(mean / (shifts.shape[1] * blocks)))
+        margins[f] = margin + TAPS
     for strip in numba.prange((height + _STRIP - 1) // _STRIP):
         top, bottom = strip * _STRIP, min(height, (strip + 1) * _STRIP)
-        low, high = 1 << 30, -(1 << 30)
-        for i in range(top // BLOCK, (bottom - 1) // BLOCK + 1):
-            for j in range(blocks):
-                whole = int(np.floor(shifts[i, j, 0]))
-                low, high = min(low, whole), max(high, whole)
-        first = top + low - (TAPS // 2 - 1)
-        count = bottom + high + TAPS // 2 - first + 1
-        step = np.empty((count, width), np.float32)
-        line = np.empty(width + 2 * margin, np.float32)
-        for n in range(count):
-            row = min(max(first + n, 0), height - 1)
-            line[:margin] = image[row, 0]
-            line[margin : margin + width] = image[row]
-            line[margin + width :] = image[row, width - 1]
-            i = min(max(row - mean_row, 0), height - 1) // BLOCK
-            for j in range(blocks):
-                shift = shifts[i, j, 1]
-                whole = int(np.floor(shift))
-                w = table[int((shift - whole) * _STEPS + 0.5)]
-                left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
-                start = left + margin + whole - (TAPS // 2 - 1)
-                size = right - left
-                w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-                for x in range(size):
-                    at = start + x
-                    step[n, left + x] = (
-                        w0 * line[at]
-                        + w1 * line[at + 1]
-                        + w2 * line[at + 2]
-                        + w3 * line[at + 3]
-                        + w4 * line[at + 4]
-                        + w5 * line[at + 5]
-                        + w6 * line[at + 6]
-                        + w7 * line[at + 7]
-                    )
-        result = np.empty(width, np.float32)
-        for y in range(top, bottom):
-            i = y // BLOCK
-            for j in range(blocks):
-                shift = shifts[i, j, 0]
-                whole = int(np.floor(shift))
-                w = table[int((shift - whole) * _STEPS + 0.5)]
-                left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
-                n = y + whole - (TAPS // 2 - 1) - first
-                size = right - left
-                w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-                for x in range(left, left + size):
-                    result[x] = (
-                        w0 * step[n, x]
-                        + w1 * step[n + 1, x]
-                        + w2 * step[n + 2, x]
-                        + w3 * step[n + 3, x]
-                        + w4 * step[n + 4, x]
-                        + w5 * step[n + 5, x]
-                        + w6 * step[n + 6, x]
-                        + w7 * step[n + 7, x]
-                    )
-            for k in range(len(weights)):
-                weight = weights[k]
-                for x in range(width):
-                    sums[k, y, x] += weight * result[x]
+        for f in range(len(images)):
+            _add_strip(images[f], shifts[f], weights[f], table, top, bottom, means[f], margins[f], sums)
+
+
+@numba.njit(fastmath=True, nogil=True, cache=True)
+def _add_strip(
+    image: npt.NDArray[np.float32],
+    shifts: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float32],
+    table: npt.NDArray[np.float32],
+    top: int,
+    bottom: int,
+    mean_row: int,
+    margin: int,
+    sums: npt.NDArray[np.float32],
+) -> None:
+    """Add what belongs into rows `top` to `bottom`."""
+    height, width = image.shape
+    blocks = shifts.shape[1]
+    low, high = 1 << 30, -(1 << 30)
+    for i in range(top // BLOCK, (bottom - 1) // BLOCK + 1):
+        for j in range(blocks):
+            whole = int(np.floor(shifts[i, j, 0]))
+            low, high = min(low, whole), max(high, whole)
+    first = top + low - (TAPS // 2 - 1)
+    count = bottom + high + TAPS // 2 - first + 1
+    step = np.empty((count, width), np.float32)
+    line = np.empty(width + 2 * margin, np.float32)
+    for n in range(count):
+        row = min(max(first + n, 0), height - 1)
+        line[:margin] = image[row, 0]
+        line[margin : margin + width] = image[row]
+        line[margin + width :] = image[row, width - 1]
+        i = min(max(row - mean_row, 0), height - 1) // BLOCK
+        for j in range(blocks):
+            shift = shifts[i, j, 1]
+            whole = int(np.floor(shift))
+            w = table[int((shift - whole) * _STEPS + 0.5)]
+            left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
+            start = left + margin + whole - (TAPS // 2 - 1)
+            size = right - left
+            w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+            for x in range(size):
+                at = start + x
+                step[n, left + x] = (
+                    w0 * line[at]
+                    + w1 * line[at + 1]
+                    + w2 * line[at + 2]
+                    + w3 * line[at + 3]
+                    + w4 * line[at + 4]
+                    + w5 * line[at + 5]
+                    + w6 * line[at + 6]
+                    + w7 * line[at + 7]
+                )
+    result = np.empty(width, np.float32)
+    for y in range(top, bottom):
+        i = y // BLOCK
+        for j in range(blocks):
+            shift = shifts[i, j, 0]
+            whole = int(np.floor(shift))
+            w = table[int((shift - whole) * _STEPS + 0.5)]
+            left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
+            n = y + whole - (TAPS // 2 - 1) - first
+            size = right - left
+            w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+            for x in range(left, left + size):
+                result[x] = (
+                    w0 * step[n, x]
+                    + w1 * step[n + 1, x]
+                    + w2 * step[n + 2, x]
+                    + w3 * step[n + 3, x]
+                    + w4 * step[n + 4, x]
+                    + w5 * step[n + 5, x]
+                    + w6 * step[n + 6, x]
+                    + w7 * step[n + 7, x]
+                )
+        for k in range(len(weights)):
+            weight = weights[k]
+            for x in range(width):
+                sums[k, y, x] += weight * result[x]
