@@ -14,9 +14,9 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter1d
 
 from verglas.algo.ctf.background import flatten_spectra
-from verglas.algo.ctf.fit import limit_search
+from verglas.algo.ctf.fit import SearchRange, limit_search
 from verglas.algo.ctf.search import DefocusGrid, FilterBank, astigmatism_offsets, make_bank, make_rings
-from verglas.algo.ctf.spectra import CellSpectra, ViewSpectra
+from verglas.algo.ctf.spectra import HANN_SPREAD, CellSpectra, ViewSpectra
 from verglas.algo.ctf.surface import SurfaceFit, SurfaceModel, fit_plane, fit_surface, make_model
 from verglas.model import Optics
 
@@ -150,9 +150,8 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
         When the band holds fewer than two zeros of the CTF at any defocus in the range.
     """
     frequency = cells.spectra.frequency
-    lowest = limit_search(
-        _as_range(search), optics, float(1 / frequency[-1])
-    )
+    wanted = SearchRange(search.lowest_angstrom, search.highest_angstrom)
+    lowest = limit_search(wanted, optics, float(1 / frequency[-1]))
     model = make_model(cells, search.nodes)
     tried = DefocusGrid(lowest, search.highest_angstrom, 50.0)
     rise = _steepest(search.nodes) * float(np.abs(cells.places).sum(axis=1).max())
@@ -173,10 +172,18 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
     fit, phase = found[0]
     rivals = [one.score for one, _ in found if _differ(one, fit, model)]
     for _ in range(2):
+        cells = blur_by_tilt(cells, model, fit)
         envelope = fit_envelope(cells.spectra, optics, model.design @ fit.values, phase)
-        fit, phase = _polish(cells, optics, model, fit, phase, envelope, search.with_phase)
+        fit, phase = polish(cells, optics, model, fit, phase, envelope, search.with_phase)
     rival = max(rivals, default=0.0) / max(found[0][0].score, 1e-9) * fit.score
     return ImageDefocus(fit, model, phase, fit.score, rival, tried.values, curve, envelope)
+
+
+def blur_by_tilt(cells: CellSpectra, model: SurfaceModel, fit: SurfaceFit) -> CellSpectra:
+    """Let a tilt blur the rings of every cell, in which the specimen lies at many heights."""
+    plane, _ = fit_plane(model, fit)
+    spread = HANN_SPREAD * cells.spectra.tile_angstrom * float(np.hypot(plane[1], plane[2]))
+    return replace(cells, spectra=replace(cells.spectra, depth_spread_angstrom=spread))
 
 
 def fit_envelope(
@@ -198,12 +205,6 @@ def sum_rings(
     weight = spectra.samples.reshape(rings.shape)
     ripple = flatten_spectra(spectra).ripple.reshape(rings.shape)
     return (weight * ripple * rings).sum(axis=0), (weight * rings**2).sum(axis=0)
-
-
-def _as_range(search: ImageSearch) -> "SearchRange":
-    from verglas.algo.ctf.fit import SearchRange
-
-    return SearchRange(search.lowest_angstrom, search.highest_angstrom)
 
 
 def _steepest(nodes: tuple[int, int, int]) -> float:
@@ -277,14 +278,14 @@ def _add_astigmatism(
     return np.array([*(model.plane @ np.array([chosen[0], *plane[1:]])), *chosen[1:]])
 
 
-def _polish(
+def polish(
     cells: CellSpectra,
     optics: Optics,
     model: SurfaceModel,
     fit: SurfaceFit,
     phase: float,
     envelope: FloatArray,
-    with_phase: bool,
+    with_phase: bool = False,
 ) -> tuple[SurfaceFit, float]:
     """Fit again with the right envelope on a finer grid, and with the phases next to the best one."""
     defocus = model.design @ fit.values

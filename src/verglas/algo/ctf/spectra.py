@@ -7,7 +7,8 @@ with spherical aberration, and needs no interpolation.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,7 +28,9 @@ FloatArray = npt.NDArray[np.floating]
 SECTORS = 12
 """Directions that are told apart: 15 degrees each, of the half circle that a real image has."""
 
-_HANN_SPREAD = 0.14145  # standard deviation of x over a Hann window's squared weight, in windows
+HANN_SPREAD = 0.14145
+"""Standard deviation of x over a Hann window's squared weight, in windows."""
+
 _TILES_AT_ONCE_BYTES = 256 << 20
 
 
@@ -158,7 +161,7 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     plane = _depth_plane(series, view)
     depth = plane[0] + tiling.places @ np.array(plane[1:])
     slope = math.hypot(plane[1], plane[2])
-    spread = _HANN_SPREAD * tiling.tile_angstrom * slope
+    spread = HANN_SPREAD * tiling.tile_angstrom * slope
     # Heights in one group add a twelfth to the variance of those within a tile.
     step = max(40.0, spread)
     groups = np.round(depth / step).astype(int)
@@ -173,7 +176,7 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     return _gather(tiling, band, power[used], samples[used], heights[used], math.hypot(spread, step / 12**0.5))
 
 
-def measure_cells(image: Image, pixel_size_angstrom: float, band: Band, name: str) -> "CellSpectra":
+def measure_cells(image: Image, pixel_size_angstrom: float, band: Band, name: str) -> CellSpectra:
     """Measure the power spectrum of every tile of an image by itself.
 
     Parameters
@@ -240,6 +243,50 @@ class Tiling:
         corners = np.array(self.corners, dtype=float)[:, ::-1]
         centre = np.array([self.image.shape[1] // 2, self.image.shape[0] // 2])
         return np.asarray((corners + (self.size - 1) / 2 - centre) * self.pixel)
+
+
+def end_band(cells: CellSpectra, highest_angstrom: float) -> CellSpectra:
+    """Leave out frequencies beyond a resolution in Å."""
+    spectra = cells.spectra
+    kept = spectra.frequency <= 1 / highest_angstrom
+    return replace(
+        cells,
+        spectra=replace(
+            spectra,
+            power=spectra.power[..., kept],
+            samples=spectra.samples[..., kept],
+            frequency=spectra.frequency[kept],
+        ),
+    )
+
+
+def add_frames(frames: Sequence[CellSpectra], time: float) -> CellSpectra:
+    """Average the spectra of frames, each of the same image at the same places, into those of one time."""
+    samples = sum(one.spectra.samples for one in frames)
+    power = sum(one.spectra.power * one.spectra.samples for one in frames) / np.maximum(samples, 1e-9)
+    first = frames[0]
+    return replace(
+        first,
+        spectra=replace(first.spectra, power=power, samples=samples),
+        time=np.full(len(first.places), time),
+    )
+
+
+def join_times(parts: Sequence[CellSpectra]) -> CellSpectra:
+    """Put the cells of several times into one."""
+    first = parts[0]
+    spectra = replace(
+        first.spectra,
+        power=np.concatenate([one.spectra.power for one in parts]),
+        samples=np.concatenate([one.spectra.samples for one in parts]),
+        depth_angstrom=np.concatenate([one.spectra.depth_angstrom for one in parts]),
+    )
+    return CellSpectra(
+        spectra,
+        np.concatenate([one.places for one in parts]),
+        first.extent_angstrom,
+        np.concatenate([one.time for one in parts]),
+    )
 
 
 def lay_tiles(image: Image, pixel_size_angstrom: float, band: Band) -> Tiling:
