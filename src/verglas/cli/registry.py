@@ -96,8 +96,8 @@ STEPS = (
     StepCommand(
         "ctf",
         "verglas.steps.ctf.CTF_STEP",
-        TILT_SERIES,
-        "Estimate defocus, astigmatism and hand of aligned tilt series.",
+        FRAMES,
+        "Estimate the defocus of micrographs, movies and aligned tilt series.",
     ),
     StepCommand(
         "reconstruct",

@@ -109,12 +109,18 @@ class CellSpectra:
         `(2,)` sides of the image along x and y.
     time
         `(g,)` of each in the movie, from 0 to 1.
+    power_2d
+        `(y, x // 2 + 1)` mean power of all tiles, a half transform.
+    power_2d_pixel_angstrom
+        Pixel size of the image that it would be the transform of.
     """
 
     spectra: ViewSpectra
     places: FloatArray
     extent_angstrom: FloatArray
     time: FloatArray
+    power_2d: FloatArray
+    power_2d_pixel_angstrom: float
 
 
 def check_band(band: Band, pixel_size_angstrom: float, image_shape: tuple[int, int], name: str) -> None:
@@ -166,7 +172,7 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     step = max(40.0, spread)
     groups = np.round(depth / step).astype(int)
     groups -= groups.min()
-    power, samples = _sum_tiles(tiling, groups, band)
+    power, samples, _ = _sum_tiles(tiling, groups, band)
     heights = np.bincount(groups, depth) / np.maximum(np.bincount(groups), 1)
     used = samples.any(axis=(1, 2))
     if not used.any():
@@ -197,13 +203,14 @@ def measure_cells(image: Image, pixel_size_angstrom: float, band: Band, name: st
     """
     check_band(band, pixel_size_angstrom, (image.shape[0], image.shape[1]), name)
     tiling = lay_tiles(image, pixel_size_angstrom, band)
-    power, samples = _sum_tiles(tiling, np.arange(len(tiling.corners)), band)
+    power, samples, whole = _sum_tiles(tiling, np.arange(len(tiling.corners)), band)
     used = samples.any(axis=(1, 2))
     if not used.any():
         raise UserError(f"image {name!r} is blank; expected one with contrast")
     spectra = _gather(tiling, band, power[used], samples[used], np.zeros(int(used.sum())), 0.0)
     extent = np.array([image.shape[1], image.shape[0]]) * pixel_size_angstrom
-    return CellSpectra(spectra, tiling.places[used], extent, np.zeros(int(used.sum())))
+    time = np.zeros(int(used.sum()))
+    return CellSpectra(spectra, tiling.places[used], extent, time, whole, tiling.pixel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +276,7 @@ def add_frames(frames: Sequence[CellSpectra], time: float) -> CellSpectra:
         first,
         spectra=replace(first.spectra, power=power, samples=samples),
         time=np.full(len(first.places), time),
+        power_2d=sum(one.power_2d for one in frames) / len(frames),
     )
 
 
@@ -286,6 +294,8 @@ def join_times(parts: Sequence[CellSpectra]) -> CellSpectra:
         np.concatenate([one.places for one in parts]),
         first.extent_angstrom,
         np.concatenate([one.time for one in parts]),
+        sum(one.power_2d for one in parts) / len(parts),
+        first.power_2d_pixel_angstrom,
     )
 
 
@@ -356,8 +366,11 @@ def _frequency_bins(size: int, pixel: float, band: Band) -> npt.NDArray[np.int64
 
 def _sum_tiles(
     tiling: Tiling, groups: npt.NDArray[np.int64], band: Band
-) -> tuple[FloatArray, FloatArray]:
-    """Average the power of tiles over groups, sectors and rings: `(g, a, k)` means and numbers of samples."""
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Average the power of tiles over groups, sectors and rings: `(g, a, k)` means and numbers of samples.
+
+    The third is the mean of all tiles as it is, `(y, x // 2 + 1)`.
+    """
     image, size, pixel = tiling.image, tiling.size, tiling.pixel
     padded = _padded(size)
     count = int(groups.max()) + 1
@@ -366,6 +379,7 @@ def _sum_tiles(
     rings = len(_frequency_bins(size, pixel, band))
     polar, tiles = np.zeros((count, SECTORS, rings)), np.zeros(count)
     counts = _average_polar(image.new_ones(1, padded, padded // 2 + 1), size, pixel, band)[1]
+    whole = image.new_zeros(padded, padded // 2 + 1)
     at_once = max(1, _TILES_AT_ONCE_BYTES // (12 * padded**2))
     for first in range(0, len(groups), at_once):
         group = groups[first : first + at_once]
@@ -378,6 +392,7 @@ def _sum_tiles(
         transform = torch.fft.rfft2(stack, s=(padded, padded))
         power = transform.real.square() + transform.imag.square()
         power[is_blank] = 0
+        whole += power.sum(dim=0)
         names, place = np.unique(group, return_inverse=True)
         sums = power
         if len(names) < len(group):
@@ -387,7 +402,7 @@ def _sum_tiles(
         tiles += np.bincount(group, ~is_blank.cpu().numpy(), count)
     power_means = polar / np.maximum(tiles[:, None, None], 1)
     samples = tiles[:, None, None] * counts / _redundancy(image, tiling.starts, size)
-    return power_means, samples
+    return power_means, samples, (whole / max(tiles.sum(), 1)).cpu().numpy()
 
 
 def _redundancy(image: Tensor, starts: tuple[list[int], list[int]], size: int) -> float:
