@@ -94,7 +94,7 @@ def draw_rings(
             axes.set_xlabel("resolution, Å")
             axes.set_xticks([1 / r for r in shown], [f"{r:g}" for r in shown])
             axes.set_xlim(frequency[0], frequency[-1])
-            axes.legend(loc="upper right")
+            axes.legend(loc="lower left" if axes in more else "upper right")
         disc = figure.add_subplot(grid[:, 1], projection="polar")
         _draw_disc(disc, frequency, direction_deg, maps)
         save_figure(figure, path)
@@ -264,11 +264,11 @@ def draw_surface(
     path
         The PNG to write.
     """
-    height, width = (n * pixel_size_angstrom / 1e3 for n in image.shape)
+    height, width = (n * pixel_size_angstrom / 1e4 for n in image.shape)
     with house_style():
         figure = make_figure(11.6, 4.2)
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
-        low, high = np.quantile(image, (0.02, 0.98))
+        low, high = np.quantile(image, (0.01, 0.99))
         box = (-width / 2, width / 2, -height / 2, height / 2)
         left.imshow(image, cmap="gray", vmin=low, vmax=high, extent=box, origin="lower")
         y, x = (
@@ -277,7 +277,7 @@ def draw_surface(
         )
         lines = left.contour(x, y, surface_angstrom / 1e4, 7, cmap="viridis", linewidths=1.4)
         figure.colorbar(lines, ax=left, label="defocus, µm")
-        left.set_xlabel("0.1 µm")
+        left.set_xlabel("µm")
         left.set_title("defocus over the image")
         defocus, score = search
         right.axhline(least, color=MUTED, linewidth=0.9, linestyle="--", label="needed to count")

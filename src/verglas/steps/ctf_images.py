@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.algo.ctf.micrograph import ImageDefocus
+    from verglas.algo.ctf.profile import Profile
     from verglas.algo.ctf.quality import ImageQuality, Verdict
     from verglas.algo.ctf.spectra import Band, CellSpectra
     from verglas.steps.ctf import CtfParams
@@ -344,6 +345,8 @@ def _draw(
     quality: "ImageQuality",
     folder: Path,
 ) -> list[str]:
+    from scipy.ndimage import gaussian_filter
+
     from verglas.algo.ctf.fit import LEAST_SIGNIFICANCE
     from verglas.algo.ctf.surface import surface_weights
     from verglas.figures.ctf import draw_rings, draw_surface
@@ -355,7 +358,7 @@ def _draw(
     draw_rings(
         curves,
         profile.direction_deg,
-        (profile.ripple_2d, profile.fit_2d),
+        _even_out(profile, quality.resolution_angstrom),
         folder / paths["fit"],
         quality=(quality.correlation, quality.resolution_angstrom),
     )
@@ -366,7 +369,7 @@ def _draw(
     surface = (weights @ found.fit.values[:-2]).reshape(41, 41)
     small, small_pixel = shrink(image, pixel)
     draw_surface(
-        small,
+        gaussian_filter(small, 1.5),
         small_pixel,
         surface,
         (found.search_defocus_angstrom, found.search_score),
@@ -374,3 +377,13 @@ def _draw(
         folder / paths["surface"],
     )
     return list(paths.values())
+
+
+def _even_out(profile: "Profile", end_angstrom: float) -> tuple[FloatArray, FloatArray]:
+    """Rings of data and model `(a, k)` by direction, as strong everywhere to where they end."""
+    from scipy.ndimage import gaussian_filter1d, maximum_filter1d
+
+    size = maximum_filter1d(np.abs(profile.fit_2d).max(axis=0), max(3, len(profile.frequency) // 12))
+    end = int(np.searchsorted(profile.frequency, 1 / end_angstrom))
+    size = np.maximum(size, size[min(end, len(size) - 1)])
+    return gaussian_filter1d(profile.ripple_2d, 1.0, axis=1) / size, profile.fit_2d / size
