@@ -150,7 +150,7 @@ def test_curves_and_figures_are_written(job: tuple[Path, RunReport]) -> None:
 def test_a_tilt_is_found_with_its_axis() -> None:
     from verglas.benchmarks.ctf import estimate_one
 
-    case = make_case(5, SIZE, tilted=True, exposures=(40.0, 41.0), pixel_size_angstrom=PIXEL)
+    case = make_case(7, 640, tilted=True, exposures=(40.0, 41.0))
     found = estimate_one(case.image, case.optics)
     assert abs(found.defocus_angstrom - case.defocus_angstrom) < 300
     assert abs(found.tilt_deg - case.tilt_deg) < 8
@@ -162,7 +162,7 @@ def test_counts_alone_are_flagged() -> None:
     from verglas.benchmarks.ctf_cases import make_empty_image
     from verglas.model import Optics
 
-    assert estimate_one(make_empty_image(1, SIZE), Optics(PIXEL)).flagged
+    assert estimate_one(make_empty_image(1, 640), Optics(1.5)).flagged
 
 
 def test_movie_by_the_sum_and_by_its_frames(case: Case, tmp_path: Path) -> None:

@@ -17,7 +17,14 @@ from verglas.algo.ctf.background import flatten_spectra
 from verglas.algo.ctf.fit import SearchRange, limit_search
 from verglas.algo.ctf.search import DefocusGrid, FilterBank, astigmatism_offsets, make_bank, make_rings
 from verglas.algo.ctf.spectra import HANN_SPREAD, CellSpectra, ViewSpectra
-from verglas.algo.ctf.surface import SurfaceFit, SurfaceModel, fit_plane, fit_surface, make_model
+from verglas.algo.ctf.surface import (
+    USUAL_SLOPE,
+    SurfaceFit,
+    SurfaceModel,
+    fit_plane,
+    fit_surface,
+    make_model,
+)
 from verglas.model import Optics
 
 FloatArray = npt.NDArray[np.floating]
@@ -232,7 +239,10 @@ def _search(
         shift = np.round(cells.places @ slope / bank.grid.step).astype(int)
         columns = np.clip(first + shift[:, None] + np.arange(length), 0, len(bank.norm) - 1)
         norm = (weight[:, None] * bank.norm[columns]).sum(axis=0)
-        scores[i] = np.take_along_axis(correlation, columns, axis=1).sum(axis=0) / np.sqrt(norm)
+        score = np.take_along_axis(correlation, columns, axis=1).sum(axis=0) / np.sqrt(norm)
+        # A steep slope is less likely to begin with; of the logarithm of the likelihood a score has half its square.
+        rare = float(slope @ slope) / USUAL_SLOPE**2
+        scores[i] = np.where(score > 0, np.sqrt(np.maximum(score**2 - rare, 0)), score)
     curve = scores.max(axis=0)
     starts: list[FloatArray] = []
     left = curve.copy()

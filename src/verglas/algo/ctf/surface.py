@@ -19,6 +19,9 @@ FloatArray = npt.NDArray[np.floating]
 BENDING_ANGSTROM = 100.0
 """Standard deviation of what is no plane, Å."""
 
+USUAL_SLOPE = 0.5
+"""Standard deviation of the slopes of specimens along x and y; a tilt of 27 degrees has this one."""
+
 _ASTIGMATISM = 600.0  # standard deviation of each of its two numbers, Å
 _ROUNDS = 12
 
@@ -144,11 +147,12 @@ def fit_plane(model: SurfaceModel, fit: SurfaceFit) -> tuple[FloatArray, FloatAr
 
 
 def _make_prior(model: SurfaceModel) -> FloatArray:
-    """Inverse covariance of the unknowns: nothing is said of planes."""
+    """Inverse covariance of the unknowns: nothing is said of the mean, and little of slopes."""
     count = len(model.plane)
-    bent = np.eye(count) - model.plane @ np.linalg.pinv(model.plane)
+    inverse = np.linalg.pinv(model.plane)
+    bent = np.eye(count) - model.plane @ inverse
     prior = np.zeros((count + 2, count + 2))
-    prior[:count, :count] = bent / BENDING_ANGSTROM**2
+    prior[:count, :count] = bent / BENDING_ANGSTROM**2 + inverse[1:].T @ inverse[1:] / USUAL_SLOPE**2
     prior[count:, count:] = np.eye(2) / _ASTIGMATISM**2
     # An axis with one node has no slope, so its column of the plane is zero; a little keeps the rest regular.
     return prior + 1e-12 * np.eye(count + 2)
