@@ -36,12 +36,21 @@ def make_movie(defocus: float, seed: int) -> np.ndarray:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with movies and an mdoc, and the jobs of all four commands."""
     folder = tmp_path_factory.mktemp("movies_to_tilts")
-    lines = [f"PixelSpacing = {PIXEL}", "Voltage = 300", "", "[T =     Tilt axis angle = 85.0, binning = 1]", ""]
+    lines = [
+        f"PixelSpacing = {PIXEL}",
+        "Voltage = 300",
+        "",
+        "[T =     Tilt axis angle = 85.0, binning = 1]",
+        "",
+    ]
     (folder / "frames").mkdir()
     for number, (tilt, defocus) in enumerate(zip(TILTS, DEFOCUS, strict=True)):
         name = f"TS_01_{number:03d}_{tilt:.1f}"
         write_mrc(
-            folder / f"frames/{name}.mrc", make_movie(defocus, number), voxel_size_angstrom=PIXEL, is_stack=True
+            folder / f"frames/{name}.mrc",
+            make_movie(defocus, number),
+            voxel_size_angstrom=PIXEL,
+            is_stack=True,
         )
         lines += [f"[ZValue = {number}]", f"TiltAngle = {tilt}", "ExposureDose = 3.0"]
         lines += [rf"SubFramePath = X:\frames\{name}.mrc", f"DateTime = 06-Jun-23  23:{number:02d}:00", ""]

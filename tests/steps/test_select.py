@@ -36,7 +36,8 @@ def test_rules(rule: str, fulfilled: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", ["", "x", "x <", "x < 6 and", "(x < 6", "x < 6)", "x = 6", "__import__('os')", "x < 6; y", "x < 6 y < 7"]
+    "rule",
+    ["", "x", "x <", "x < 6 and", "(x < 6", "x < 6)", "x = 6", "__import__('os')", "x < 6; y", "x < 6 y < 7"],
 )
 def test_what_is_no_rule(rule: str) -> None:
     with pytest.raises(UserError, match="rule"):
@@ -49,7 +50,11 @@ def jobs(tmp_path: Path) -> Path:
     names = ["TS_01_000", "TS_01_039", "TS_02_000"]
     optics = pd.DataFrame({"rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnVoltage": [300.0]})
     table = pd.DataFrame(
-        {"rlnMicrographName": [f"/data/{name}.mrc" for name in names], "rlnOpticsGroup": 1, "rlnDefocusU": 1e4}
+        {
+            "rlnMicrographName": [f"/data/{name}.mrc" for name in names],
+            "rlnOpticsGroup": 1,
+            "rlnDefocusU": 1e4,
+        }
     )
     for step, key, values in (
         ("motion", "drift_angstrom", (10.0, 80.0, 20.0)),
@@ -107,7 +112,9 @@ def test_what_was_left_out_can_come_back(jobs: Path) -> None:
 
 
 def test_tilt_series_are_selected_by_name(tmp_path: Path) -> None:
-    index = pd.DataFrame({"rlnTomoName": ["TS_01", "TS_03"], "rlnTomoTiltSeriesStarFile": ["a.star", "b.star"]})
+    index = pd.DataFrame(
+        {"rlnTomoName": ["TS_01", "TS_03"], "rlnTomoTiltSeriesStarFile": ["a.star", "b.star"]}
+    )
     write_star(tmp_path / "tilt_series.star", {"global": index})
     params = SelectParams(table=tmp_path / "tilt_series.star", where='name != "TS_03"')
     run_step(SELECT_STEP, params, tmp_path / "out", options=RunOptions(quiet=True))

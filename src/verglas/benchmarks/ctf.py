@@ -1,7 +1,7 @@
-"""`verglas bench ctf`: defocus, astigmatism and tilt of simulated micrographs against truth, beside torch-ctf-estimation.
+"""`verglas bench ctf`: defocus, astigmatism and tilt of simulated micrographs against truth.
 
-Both programs get the same images, range of resolution, range of defocus, tile size and threads, and start from an image
-in memory. The peer is told which images are tilted; ours finds out. A further set has too few electrons for many of
+Beside it runs torch-ctf-estimation: both get the same images, range of resolution, range of defocus, tile size and
+threads, and start from an image in memory. The peer is told which images are tilted; ours finds out. A further set has too few electrons for many of
 its images: there the question is not how good an answer is, but whether a wrong one is flagged.
 """
 
@@ -60,12 +60,15 @@ class Answer:
 def run(quick: bool) -> Iterator[Figure]:
     """Compare untilted and tilted micrographs, then those with hardly any signal."""
     set_threads(available_cores())
-    size = 768 if quick else 1024
+    size = 1024 if quick else 1536
     level = _gather(4 if quick else 100, size, tilted=False)
     tilted = _gather(4 if quick else 100, size, tilted=True)
-    yield from _compare(level, f"untilted micrographs of {size}²", "untilted", 25.0, 150.0)
+    yield from _compare(
+        level, f"untilted micrographs of {size}²", "untilted", None if quick else (25.0, 150.0)
+    )
     steep = [one for one in tilted if one[0].tilt_deg == 60.0]
-    yield from _compare(steep, f"micrographs of {size}² tilted by 60°", "tilted", 100.0, 400.0)
+    targets = None if quick else (100.0, 400.0)
+    yield from _compare(steep, f"micrographs of {size}² tilted by 60°", "tilted", targets)
     yield from _describe_tilts(tilted)
     yield from _compare_angles([*level, *tilted])
     yield from _compare_seconds([*level, *tilted], size)
@@ -126,19 +129,24 @@ def _errors(pairs: Sequence[Pair]) -> tuple[FloatArray, FloatArray | None]:
 
 
 def _compare(
-    pairs: Sequence[Pair], what: str, name: str, median_target: float, tail_target: float
+    pairs: Sequence[Pair], what: str, name: str, targets: tuple[float, float] | None
 ) -> Iterator[Figure]:
+    """Few images of a small size tell that it works, not how well: then there are no targets."""
     ours, theirs = _errors(pairs)
-    for word, share, target in (("", 0.5, median_target), ("_95", 0.95, tail_target)):
+    for i, (word, share) in enumerate((("", 0.5), ("_95", 0.95))):
         value = float(np.quantile(ours, share))
-        other = None if theirs is None else float(np.quantile(theirs, share, method="higher" if share > 0.5 else "linear"))
+        other = (
+            None
+            if theirs is None
+            else float(np.quantile(theirs, share, method="higher" if share > 0.5 else "linear"))
+        )
         measure = "median" if share == 0.5 else "95th percentile"
         yield Figure(
             f"ctf.{name}_error{word}",
             value,
             f"Å, {measure} over {len(pairs)} {what}, 0.4 to 3 µm, 3 to 60 e/Å²",
-            target=f"at most {target:g}, and below the peer's",
-            holds=value <= target and (other is None or value < other),
+            target=f"at most {targets[i]:g}, and below the peer's" if targets else "",
+            holds=value <= targets[i] and (other is None or value < other) if targets else None,
             peer=PEER if theirs is not None else f"{PEER}: {NO_PEER}",
             peer_value=other if other is None or np.isfinite(other) else None,
             ratio=None if other is None else min(other / value, 1e6),
@@ -196,7 +204,9 @@ def _look_for_silent_failures(pairs: Sequence[Pair], count: int, size: int) -> I
         case = make_case(1000 + number, size, tilted=number % 4 == 3, exposures=(0.3, 3.0))
         answers.append((case.defocus_angstrom, estimate_one(case.image, case.optics)))
     wrong = [answer for truth, answer in answers if abs(answer.defocus_angstrom - truth) > WRONG_ANGSTROM]
-    empty = [estimate_one(make_empty_image(number, size), Optics(1.5)) for number in range(max(2, count // 3))]
+    empty = [
+        estimate_one(make_empty_image(number, size), Optics(1.5)) for number in range(max(2, count // 3))
+    ]
     flagged = sum(answer.flagged for answer in [*wrong, *empty])
     total = len(wrong) + len(empty)
     yield Figure(
@@ -206,7 +216,9 @@ def _look_for_silent_failures(pairs: Sequence[Pair], count: int, size: int) -> I
         target="at least 0.9",
         holds=flagged >= 0.9 * total,
     )
-    right = [answer for case, answer, _ in pairs if abs(answer.defocus_angstrom - case.defocus_angstrom) <= 150]
+    right = [
+        answer for case, answer, _ in pairs if abs(answer.defocus_angstrom - case.defocus_angstrom) <= 150
+    ]
     yield Figure(
         "ctf.flagged_in_vain",
         sum(answer.flagged for answer in right) / max(len(right), 1),

@@ -63,7 +63,9 @@ STEPS = (
         FRAMES,
         "Work on micrographs before they are used.",
     ),
-    StepCommand("select", "verglas.steps.select.SELECT_STEP", FRAMES, "Keep or drop micrographs and tilt series."),
+    StepCommand(
+        "select", "verglas.steps.select.SELECT_STEP", FRAMES, "Keep or drop micrographs and tilt series."
+    ),
     StepCommand(
         "import",
         "verglas.steps.import_series.IMPORT_STEP",

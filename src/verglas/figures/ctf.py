@@ -283,7 +283,9 @@ def draw_surface(
         right.axhline(least, color=MUTED, linewidth=0.9, linestyle="--", label="needed to count")
         right.plot(defocus / 1e4, score, linewidth=1.2)
         best = int(score.argmax())
-        right.plot(defocus[best] / 1e4, score[best], "o", color=COLOURS[1], label=f"{defocus[best] / 1e4:.2f} µm")
+        right.plot(
+            defocus[best] / 1e4, score[best], "o", color=COLOURS[1], label=f"{defocus[best] / 1e4:.2f} µm"
+        )
         right.set_xlabel("defocus at the centre, µm")
         right.set_ylabel("correlation, σ of noise")
         right.set_title("first search")

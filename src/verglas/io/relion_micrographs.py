@@ -84,7 +84,12 @@ def _list_star(path: Path) -> list[ListedMicrograph]:
         plain = row.get("rlnMicrographNameNoDW")
         numbers = [
             None if group.get(label) is None else float(group[label])
-            for label in ("rlnMicrographPixelSize", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+            for label in (
+                "rlnMicrographPixelSize",
+                "rlnVoltage",
+                "rlnSphericalAberration",
+                "rlnAmplitudeContrast",
+            )
         ]
         listed.append(
             ListedMicrograph(
@@ -204,7 +209,9 @@ def tabulate_micrographs(path: Path | str, images: Mapping[Path, Optics]) -> Non
 
 
 def tabulate_ctf(
-    path: Path | str, fits: Mapping[Path, tuple[Optics, Mapping[str, float | str]]], source: Path | None = None
+    path: Path | str,
+    fits: Mapping[Path, tuple[Optics, Mapping[str, float | str]]],
+    source: Path | None = None,
 ) -> None:
     """Write `micrographs_ctf.star` as RELION's CtfFind does.
 

@@ -62,15 +62,16 @@ class CtfParams(Params):
     aligned_stack: Annotated[
         bool,
         Field(
-            description="series: also write the aligned stack and its sampling mask, which emClarity's table goes with"
+            description="series: also write the aligned stack and its sampling mask, which emClarity's table goes "
+            "with"
         ),
     ] = False
     ice_thickness: Annotated[
         float | None,
         Field(
             gt=0,
-            description="series: weight the views of the aligned stack by what passes ice of this thickness in Å and by "
-            "their share of the exposure; emClarity takes 750; no weights when not given",
+            description="series: weight the views of the aligned stack by what passes ice of this thickness in Å and "
+            "by their share of the exposure; emClarity takes 750; no weights when not given",
         ),
     ] = None
     grid: Annotated[
@@ -98,9 +99,9 @@ class CtfParams(Params):
         float | None,
         Field(gt=0, description="images: in Å; that of the table or the header when not given"),
     ] = None
-    voltage: Annotated[
-        float, Field(ge=60, le=1000, description="images: in kV, where no table says it")
-    ] = 300.0
+    voltage: Annotated[float, Field(ge=60, le=1000, description="images: in kV, where no table says it")] = (
+        300.0
+    )
     cs: Annotated[
         float, Field(ge=0, description="images: spherical aberration in mm, where no table says it")
     ] = 2.7
@@ -121,7 +122,9 @@ def list_items(params: CtfParams) -> list[Item]:
         return list_images(params)
     if len(series) < len(params.inputs):
         other = next(path for path in params.inputs if path not in series)
-        raise UserError(f"{str(series[0])!r} lists tilt series and {str(other)!r} images; expected one or the other")
+        raise UserError(
+            f"{str(series[0])!r} lists tilt series and {str(other)!r} images; expected one or the other"
+        )
     return list_series(series, params)
 
 

@@ -77,13 +77,18 @@ def find_images(params: "CtfParams") -> dict[str, ImageSource]:
     sources: dict[str, ImageSource] = {}
     for path in params.inputs:
         if path.suffix == ".star" and is_micrographs_star(path):
-            found = {}
+            found: dict[str, ImageSource] = {}
             for one in list_micrographs(path):
                 measured = one.plain or one.path
                 if params.spectra == "frames":
                     measured = path.parent / "aligned" / f"{one.path.stem}.mrcs"
                 source = ImageSource(
-                    one.path, measured, one.pixel_size_angstrom, one.voltage_kv, one.cs_mm, one.amplitude_contrast
+                    one.path,
+                    measured,
+                    one.pixel_size_angstrom,
+                    one.voltage_kv,
+                    one.cs_mm,
+                    one.amplitude_contrast,
                 )
                 _add(found, one.path.stem, source)
         else:
@@ -108,7 +113,9 @@ def list_images(params: "CtfParams") -> list[Item]:
     """One item an image. What is wrong with one is its item's error, and does not stop the others."""
     nodes = _parse_grid(params.grid)
     if nodes[2] > 1 and params.spectra == "average":
-        raise UserError(f"a `grid` of {params.grid} varies in time; expected `spectra` frames, or one node in time")
+        raise UserError(
+            f"a `grid` of {params.grid} varies in time; expected `spectra` frames, or one node in time"
+        )
     return [
         Item(name, source, (source.measured,) if source.measured.is_file() else ())
         for name, source in find_images(params).items()
@@ -127,7 +134,10 @@ def run_image(item: Item, params: "CtfParams", context: Context) -> ItemResult:
     source: ImageSource = item.record
     movie = open_movie(source.measured, eer_frames_per_fraction=params.eer_frames)
     pixel, warnings = choose_pixel_size(
-        params.pixel_size, movie.pixel_size_angstrom, source.pixel_size_angstrom, f"image {str(source.path)!r}"
+        params.pixel_size,
+        movie.pixel_size_angstrom,
+        source.pixel_size_angstrom,
+        f"image {str(source.path)!r}",
     )
     optics = Optics(
         pixel,
@@ -188,7 +198,10 @@ def summarise_images(results: dict[str, ItemResult], params: "CtfParams", folder
     for name, result in results.items():
         value = result.values
         optics = Optics(
-            round(value["pixel_size_angstrom"], 6), value["voltage_kv"], value["cs_mm"], value["amplitude_contrast"]
+            round(value["pixel_size_angstrom"], 6),
+            value["voltage_kv"],
+            value["cs_mm"],
+            value["amplitude_contrast"],
         )
         columns: dict[str, float | str] = {
             "rlnCtfImage": project_path((folder / f"ctf/{name}.ctf").absolute()) + ":mrc",
@@ -223,7 +236,9 @@ def summarise_images(results: dict[str, ItemResult], params: "CtfParams", folder
     doubtful = sum(value["confidence"] < LEAST_CONFIDENCE for value in found)
     values = {
         "images": Value(len(results), "", "whose defocus was found"),
-        "defocus": Value(round(median("defocus_angstrom", 0) / 1e4, 3), "µm", "at the image's centre; median"),
+        "defocus": Value(
+            round(median("defocus_angstrom", 0) / 1e4, 3), "µm", "at the image's centre; median"
+        ),
         "astigmatism": Value(median("astigmatism_angstrom", 0), "Å", "defocus u less v; median"),
         "fit resolution": Value(median("fit_resolution_angstrom", 2), "Å", "to which the rings fit; median"),
         "doubtful": Value(doubtful, "images", "whose fit may be wrong"),
@@ -284,7 +299,9 @@ def _measure(
         return measure_cells(torch.from_numpy(total).to(device), pixel, band, name), total
     count = _parse_grid(params.grid)[2]
     if count > len(movie):
-        raise UserError(f"the movie has {len(movie)} frames, fewer than the {count} nodes in time of the `grid`")
+        raise UserError(
+            f"the movie has {len(movie)} frames, fewer than the {count} nodes in time of the `grid`"
+        )
     parts = []
     groups = np.array_split(np.arange(len(movie)), max(count, 1))
     for numbers in groups:

@@ -312,4 +312,3 @@ def _draw(series: TiltSeries, views: "list[ViewSpectra]", found: "SeriesDefocus"
         folder / paths["hand"],
     )
     return list(paths.values())
-

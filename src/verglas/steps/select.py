@@ -51,8 +51,8 @@ class SelectParams(Params):
     action: Annotated[
         Literal["keep", "drop", "restore"],
         Field(
-            description="keep only items that fulfil all that is given, drop these, or take these in again that `base` "
-            "left out"
+            description="keep only items that fulfil all that is given, drop these, or take these in again that "
+            "`base` left out"
         ),
     ] = "keep"
     base: Annotated[
@@ -60,7 +60,9 @@ class SelectParams(Params):
     ] = None
     jobs: Annotated[
         tuple[Path, ...],
-        Field(description="more job folders whose values rules may ask for; those before the table are known"),
+        Field(
+            description="more job folders whose values rules may ask for; those before the table are known"
+        ),
     ] = ()
 
 
@@ -179,7 +181,9 @@ def read_selection(path: Path) -> dict[str, bool]:
     from verglas.io.star import get_table, read_star, require_columns
 
     blocks = read_star(check_exists(path, "selection"))
-    table = require_columns(get_table(blocks, "selection", path), ["vglName", "vglSelected"], path, "selection")
+    table = require_columns(
+        get_table(blocks, "selection", path), ["vglName", "vglSelected"], path, "selection"
+    )
     return {
         str(name): bool(int(kept)) for name, kept in zip(table["vglName"], table["vglSelected"], strict=True)
     }
@@ -191,8 +195,9 @@ def _find_table(path: Path) -> tuple[dict[str, Any], str, pd.DataFrame]:
 
     blocks = dict(read_star(check_exists(path, "table")))
     for kind, label in KINDS.items():
-        if isinstance(blocks.get(kind), pd.DataFrame) and label in blocks[kind]:
-            return blocks, kind, blocks[kind]
+        table = blocks.get(kind)
+        if isinstance(table, pd.DataFrame) and label in table:
+            return blocks, kind, table
     raise FileFormatError(f"{str(path)!r} lists neither micrographs nor tilt series; expected one of them")
 
 
@@ -225,7 +230,8 @@ def _walk_jobs(folders: list[Path]) -> list[tuple[str, dict[str, Mapping[str, An
     """Step and values of the items of jobs, and of the jobs that these took their input from."""
     from verglas.jobs import JobFolder, read_item, read_job
 
-    found, waiting, seen = [], list(folders), set()
+    found: list[tuple[str, dict[str, Mapping[str, Any]]]] = []
+    waiting, seen = list(folders), set()
     while waiting:
         path = waiting.pop(0).absolute()
         job = None if path in seen else read_job(JobFolder(path).job)

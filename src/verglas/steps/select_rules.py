@@ -4,14 +4,17 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from verglas.errors import UserError
 
 Scalar = float | str | None
 Test = Callable[[Mapping[str, Scalar]], bool]
 
-_TOKEN = re.compile(r"\s*(?:(<=|>=|==|!=|<|>|\(|\))|(-?\d+\.?\d*(?:[eE][-+]?\d+)?)|([A-Za-z_]\w*)|\"([^\"]*)\"|'([^']*)')")
-_COMPARE: dict[str, Callable[[object, object], bool]] = {
+_TOKEN = re.compile(
+    r"\s*(?:(<=|>=|==|!=|<|>|\(|\))|(-?\d+\.?\d*(?:[eE][-+]?\d+)?)|([A-Za-z_]\w*)|\"([^\"]*)\"|'([^']*)')"
+)
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,

@@ -55,8 +55,8 @@ class StackParams(Params):
     odd_even: Annotated[
         bool,
         Field(
-            description="also stack the sums of odd and even frames, in the folders `odd` and `even` that motion wrote "
-            "beside the folder of the images"
+            description="also stack the sums of odd and even frames, in the folders `odd` and `even` that motion "
+            "wrote beside the folder of the images"
         ),
     ] = False
     defocus: Annotated[
@@ -278,8 +278,8 @@ def _write_halves(
         headers = _read_headers(half, rows)
         if headers[0].shape[1:] != header.shape[1:]:
             raise UserError(
-                f"the {word} sums of series {source.name!r} have {headers[0].shape[2]} x {headers[0].shape[1]} pixels; "
-                f"expected {header.shape[2]} x {header.shape[1]} as the images have"
+                f"the {word} sums of series {source.name!r} have {headers[0].shape[2]} x {headers[0].shape[1]} "
+                f"pixels; expected {header.shape[2]} x {header.shape[1]} as the images have"
             )
         _write_stack(folder / path, [images[row] for row in rows], headers, optics)
         stack = project_path((folder / path).absolute())

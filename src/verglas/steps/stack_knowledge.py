@@ -51,7 +51,9 @@ def add_knowledge(
         wanted = np.array([kept.get(name, True) for name in names])
         series = replace(series, selected=series.selected & wanted)
         if not wanted.all():
-            warnings.append(f"{int((~wanted).sum())} of {len(names)} views are left out by {str(selection)!r}")
+            warnings.append(
+                f"{int((~wanted).sum())} of {len(names)} views are left out by {str(selection)!r}"
+            )
     return series, warnings
 
 
@@ -62,7 +64,9 @@ def _fill_defocus(series: TiltSeries, names: Sequence[str], path: Path) -> tuple
     wanted = ["rlnMicrographName", *DEFOCUS.values()]
     table = require_columns(get_table(read_star(path), "micrographs", path), wanted, path, "micrographs")
     rows = {
-        Path(str(row["rlnMicrographName"])).stem.replace(".", "_"): [float(row[label]) for label in wanted[1:]]
+        Path(str(row["rlnMicrographName"])).stem.replace(".", "_"): [
+            float(row[label]) for label in wanted[1:]
+        ]
         for row in table.to_dict("records")
     }
     found = np.array([rows.get(name, [np.nan] * 3) for name in names])

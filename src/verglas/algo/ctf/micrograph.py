@@ -164,17 +164,13 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
     rise = _steepest(search.nodes) * float(np.abs(cells.places).sum(axis=1).max())
     grid = DefocusGrid(lowest - min(rise, lowest) - _REACH, search.highest_angstrom + rise + _REACH, 50.0)
     envelope = np.exp(-25.0 * np.square(frequency))
-    best: tuple[list[tuple[SurfaceFit, float]], FloatArray] | None = None
+    found: list[tuple[SurfaceFit, float]] = []
+    curve = np.full(len(tried.values), -np.inf)
     for phase in _PHASES_DEG if search.with_phase else [search.phase_shift_deg]:
         bank = make_bank(cells.spectra, optics, grid, envelope, float(phase))
-        starts, curve = _search(bank, cells, model, tried)
-        fits = [(fit_surface(bank, model, start), float(phase)) for start in starts]
-        if best is None:
-            best = (fits, curve)
-        else:
-            best = (best[0] + fits, curve if curve.max() > best[1].max() else best[1])
-    assert best is not None
-    found, curve = best
+        starts, scores = _search(bank, cells, model, tried)
+        found += [(fit_surface(bank, model, start), float(phase)) for start in starts]
+        curve = max(curve, scores, key=lambda one: float(one.max()))
     found.sort(key=lambda one: -one[0].score)
     fit, phase = found[0]
     rivals = [one.score for one, _ in found if _differ(one, fit, model)]

@@ -122,9 +122,7 @@ def _average_ripple(
     parts = []
     for view, defocus, own in zip(spectra, fits.defocus_angstrom, fits.astigmatism, strict=True):
         height = found.hand * view.depth_angstrom[:, None]
-        parts.append(
-            stretch_rows(view, optics, defocus + height + astigmatism_offsets(direction, own), aims)
-        )
+        parts.append(stretch_rows(view, optics, defocus + height + astigmatism_offsets(direction, own), aims))
     return RowSums(
         np.sum([part.total for part in parts], axis=0), np.sum([part.weight for part in parts], axis=0)
     )

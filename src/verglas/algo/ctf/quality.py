@@ -122,7 +122,9 @@ def give_verdict(found: ImageDefocus, quality: ImageQuality) -> Verdict:
     if agreement < 0.5:
         faults.append(f"data and fit correlate by only {quality.merit:.2f}")
     if quality.anisotropy > 0.3 and quality.anisotropy > 3 * quality.anisotropy_error:
-        faults.append(f"the rings are weaker in one direction by {quality.anisotropy:.0%}, as drift makes them")
+        faults.append(
+            f"the rings are weaker in one direction by {quality.anisotropy:.0%}, as drift makes them"
+        )
     if quality.ice_ring is not None and quality.ice_ring > 0.5:
         faults.append(f"there is a ring of crystalline ice, {quality.ice_ring:.0%} above the background")
     return Verdict(float(signal * lead * agreement), tuple(faults))
@@ -145,8 +147,9 @@ def measure_thickness(
     tuple
         Thickness and its standard error, none where no node is seen; `(k,)` the fitted strength.
     """
-    frequency, (total, possible) = spectra.frequency, sum_rings(
-        spectra, optics, found.row_defocus(), found.phase_shift_deg
+    frequency, (total, possible) = (
+        spectra.frequency,
+        sum_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg),
     )
     square = np.square(frequency)
     thickness = np.arange(0.0, _THICKEST, 50.0)
@@ -198,9 +201,7 @@ def _make_profile(
     return profile, _correlate_locally(profile, mean, np.sign(strength) * rings, optics)
 
 
-def _correlate_locally(
-    profile: Profile, defocus: float, rings: FloatArray, optics: Optics
-) -> FloatArray:
+def _correlate_locally(profile: Profile, defocus: float, rings: FloatArray, optics: Optics) -> FloatArray:
     """Correlation about each frequency, over two periods of the rings there or more."""
     frequency = profile.frequency
     slope = 2 * optics.wavelength_angstrom * defocus * frequency
@@ -235,8 +236,12 @@ def _measure_anisotropy(
 ) -> tuple[float, float]:
     """How much the strength of the rings varies over the directions, in the upper half of what shows rings."""
     top = 1 / end_angstrom
-    used = (spectra.frequency <= top) & (spectra.frequency >= spectra.frequency[0] + 0.5 * (top - spectra.frequency[0]))
-    rings = make_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg).T.reshape(spectra.power.shape)
+    used = (spectra.frequency <= top) & (
+        spectra.frequency >= spectra.frequency[0] + 0.5 * (top - spectra.frequency[0])
+    )
+    rings = make_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg).T.reshape(
+        spectra.power.shape
+    )
     weighted = (spectra.samples * rings)[..., used]
     total = (weighted * flatten_spectra(spectra).ripple[..., used]).sum(axis=(0, 2))
     possible = (weighted * rings[..., used]).sum(axis=(0, 2))

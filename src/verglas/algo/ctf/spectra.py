@@ -179,7 +179,9 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
         raise UserError(
             f"view {view + 1} of {series.name!r} is blank; expected an image, or that it is left out"
         )
-    return _gather(tiling, band, power[used], samples[used], heights[used], math.hypot(spread, step / 12**0.5))
+    return _gather(
+        tiling, band, power[used], samples[used], heights[used], math.hypot(spread, step / 12**0.5)
+    )
 
 
 def measure_cells(image: Image, pixel_size_angstrom: float, band: Band, name: str) -> CellSpectra:
@@ -269,14 +271,15 @@ def end_band(cells: CellSpectra, highest_angstrom: float) -> CellSpectra:
 
 def add_frames(frames: Sequence[CellSpectra], time: float) -> CellSpectra:
     """Average the spectra of frames, each of the same image at the same places, into those of one time."""
-    samples = sum(one.spectra.samples for one in frames)
-    power = sum(one.spectra.power * one.spectra.samples for one in frames) / np.maximum(samples, 1e-9)
+    samples = np.sum([one.spectra.samples for one in frames], axis=0)
+    power = np.sum([one.spectra.power * one.spectra.samples for one in frames], axis=0)
+    power /= np.maximum(samples, 1e-9)
     first = frames[0]
     return replace(
         first,
         spectra=replace(first.spectra, power=power, samples=samples),
         time=np.full(len(first.places), time),
-        power_2d=sum(one.power_2d for one in frames) / len(frames),
+        power_2d=np.mean([one.power_2d for one in frames], axis=0),
     )
 
 
@@ -294,7 +297,7 @@ def join_times(parts: Sequence[CellSpectra]) -> CellSpectra:
         np.concatenate([one.places for one in parts]),
         first.extent_angstrom,
         np.concatenate([one.time for one in parts]),
-        sum(one.power_2d for one in parts) / len(parts),
+        np.mean([one.power_2d for one in parts], axis=0),
         first.power_2d_pixel_angstrom,
     )
 
@@ -303,7 +306,9 @@ def lay_tiles(image: Image, pixel_size_angstrom: float, band: Band) -> Tiling:
     """Clip and coarsen an image `(y, x)`, and lay tiles that overlap by at least half."""
     image, pixel = _coarsen(clip_outliers(image.to(torch.float32), 5.0), pixel_size_angstrom, band)
     size = min(2 * round(band.tile_angstrom / pixel / 2), *image.shape)
-    return Tiling(image, pixel, size, (_place_tiles(image.shape[0], size), _place_tiles(image.shape[1], size)))
+    return Tiling(
+        image, pixel, size, (_place_tiles(image.shape[0], size), _place_tiles(image.shape[1], size))
+    )
 
 
 def _gather(

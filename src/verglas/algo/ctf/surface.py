@@ -1,9 +1,9 @@
 """Defocus over a micrograph: nodes of a grid over x, y and time, and how they are fitted to the rows of its cells.
 
 The defocus of a row (a cell, in one direction) is linear in the unknowns: nodes, and the two numbers of the
-astigmatism. So the best surface is found by scoring: Newton's method with the curvature that is expected of the rings.
-What a plane in space that is constant in time cannot do is held back by a prior, so nodes that the rings say little of
-follow the others.
+astigmatism. So the best surface is found by scoring: Newton's method with the curvature that is expected of the
+rings. What a plane in space that is constant in time cannot do is held back by a prior, so nodes that the rings say
+little of follow the others.
 """
 
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def interpolation_weights(shares: FloatArray, nodes: int) -> FloatArray:
     if nodes == 1:
         return np.ones((len(shares), 1))
     place = np.clip(shares, 0, 1) * (nodes - 1)
-    return np.maximum(1 - np.abs(place[:, None] - np.arange(nodes)), 0)
+    return np.asarray(np.maximum(1 - np.abs(place[:, None] - np.arange(nodes)), 0))
 
 
 def surface_weights(
@@ -81,7 +81,7 @@ def surface_weights(
         interpolation_weights(shares, count)
         for shares, count in zip([*(places / extent_angstrom + 0.5).T, time], nodes, strict=True)
     )
-    return np.einsum("gt,gy,gx->gtyx", t, y, x).reshape(len(places), -1)
+    return np.asarray(np.einsum("gt,gy,gx->gtyx", t, y, x).reshape(len(places), -1))
 
 
 def make_model(cells: CellSpectra, nodes: tuple[int, int, int]) -> SurfaceModel:
@@ -119,7 +119,6 @@ def fit_surface(bank: FilterBank, model: SurfaceModel, start: FloatArray) -> Sur
     values = np.asarray(start, dtype=float)
     score = _Score(bank, model.design)
     goal = score.gain(values) - 0.5 * values @ prior @ values
-    hessian = np.eye(len(values))
     for _ in range(_ROUNDS):
         gradient, hessian = score.slope(values)
         step = np.linalg.solve(hessian + prior, gradient - prior @ values)
@@ -180,7 +179,9 @@ class _Score:
         strength = max(correlation / norm, 1e-6) if norm > 0 else 1e-6
         step = self.bank.grid.step
         after, before = self._look(defocus + step), self._look(defocus - step)
-        derivative = (strength * (after[0] - before[0]) - 0.5 * strength**2 * (after[1] - before[1])) / (2 * step)
+        derivative = (strength * (after[0] - before[0]) - 0.5 * strength**2 * (after[1] - before[1])) / (
+            2 * step
+        )
         curvature = strength**2 * self.bank.weight * self._look(defocus)[2]
         return self.design.T @ derivative, (self.design * curvature[:, None]).T @ self.design
 
