@@ -2,8 +2,8 @@
 
 Beside it runs torch-ctf-estimation: both get the same images, range of resolution, range of defocus, tile size and
 threads, and start from an image in memory. The peer is told which images are tilted; ours finds out. A further set
-has too few electrons for many of its images: there the question is not how good an answer is, but whether a wrong one is
-flagged.
+has too few electrons for many of its images: there the question is not how good an answer is, but whether a wrong one
+is flagged.
 """
 
 import tempfile
