@@ -150,7 +150,7 @@ def test_curves_and_figures_are_written(job: tuple[Path, RunReport]) -> None:
 def test_a_tilt_is_found_with_its_axis() -> None:
     from verglas.benchmarks.ctf import estimate_one
 
-    case = make_case(7, 640, tilted=True, exposures=(40.0, 41.0))
+    case = make_case(5, 1024, tilted=True, exposures=(40.0, 41.0))
     found = estimate_one(case.image, case.optics)
     assert abs(found.defocus_angstrom - case.defocus_angstrom) < 300
     assert abs(found.tilt_deg - case.tilt_deg) < 8

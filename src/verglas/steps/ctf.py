@@ -117,6 +117,8 @@ def list_items(params: CtfParams) -> list[Item]:
             f"`lowest_defocus` must be less than `highest_defocus`; got {params.lowest_defocus:g} and "
             f"{params.highest_defocus:g} µm"
         )
+    if params.ice_thickness and not params.aligned_stack:
+        raise UserError("`ice_thickness` weights the aligned stack; expected `aligned_stack` too")
     series = [path for path in params.inputs if _lists_series(path)]
     if not series:
         return list_images(params)
@@ -125,7 +127,7 @@ def list_items(params: CtfParams) -> list[Item]:
         raise UserError(
             f"{str(series[0])!r} lists tilt series and {str(other)!r} images; expected one or the other"
         )
-    return list_series(series, params)
+    return list_series(series)
 
 
 def run_item(item: Item, params: CtfParams, context: Context) -> ItemResult:

@@ -22,12 +22,10 @@ FINEST_ANGSTROM = 5.0
 """Resolution at which the band ends when nothing is said, unless the pixels are too coarse for it."""
 
 
-def list_series(paths: list[Path], params: "CtfParams") -> list[Item]:
+def list_series(paths: list[Path]) -> list[Item]:
     """One item a tilt series."""
     from verglas.io.relion_tilt_series import read_tilt_series
 
-    if params.ice_thickness and not params.aligned_stack:
-        raise UserError("`ice_thickness` weights the aligned stack; expected `aligned_stack` too")
     series = {name: one for path in paths for name, one in read_tilt_series(path).items()}
     return [
         Item(name, one, tuple(dict.fromkeys(image.path for image in one.images)))
