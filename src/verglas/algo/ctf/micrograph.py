@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter1d
 
 from verglas.algo.ctf.background import flatten_spectra
 from verglas.algo.ctf.fit import SearchRange, limit_search
@@ -192,12 +191,27 @@ def blur_by_tilt(cells: CellSpectra, model: SurfaceModel, fit: SurfaceFit) -> Ce
 def fit_envelope(
     spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray, phase_shift_deg: float = 0.0
 ) -> FloatArray:
-    """`(k,)` how strong the rings are over frequency, by regression of all rows, smoothed; of maximum one."""
-    found, possible = sum_rings(spectra, optics, defocus_angstrom, phase_shift_deg)
-    width = len(found) / 12
-    smooth = gaussian_filter1d(found, width) / np.maximum(gaussian_filter1d(possible, width), 1e-12)
-    smooth = np.maximum(smooth, 0.02 * smooth.max())
-    return np.asarray(smooth / smooth.max() if smooth.max() > 0 else np.ones_like(smooth))
+    """`(k,)` how strong the rings are over frequency, by regression of all rows; 1 at low frequency.
+
+    Of a family of two parameters: a freer curve would follow the noise, and with it favour the defocus that it was
+    fitted at.
+    """
+    total, possible = sum_rings(spectra, optics, defocus_angstrom, phase_shift_deg)
+    falls = ring_strengths(spectra.frequency)
+    share = np.maximum(falls @ total, 0)
+    return np.asarray(falls[int((share**2 / np.maximum(falls**2 @ possible, 1e-12)).argmax())])
+
+
+def ring_strengths(frequency: FloatArray) -> FloatArray:
+    """`(m, k)` curves that the strength of rings over frequency may have, 1 at zero.
+
+    The signal falls as a Gaussian, and the background that rings are measured by is counting noise and the signal
+    itself.
+    """
+    noise, fall = (
+        axis.ravel()[:, None] for axis in np.meshgrid(np.geomspace(0.1, 100, 10), np.geomspace(2, 400, 16))
+    )
+    return np.asarray((1 + noise) / (1 + noise * np.exp(0.5 * fall * np.square(frequency))))
 
 
 def sum_rings(

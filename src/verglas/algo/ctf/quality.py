@@ -7,7 +7,14 @@ import numpy.typing as npt
 from scipy.ndimage import uniform_filter1d
 
 from verglas.algo.ctf.background import flatten_spectra
-from verglas.algo.ctf.micrograph import ImageDefocus, ImageSearch, blur_by_tilt, estimate_image, sum_rings
+from verglas.algo.ctf.micrograph import (
+    ImageDefocus,
+    ImageSearch,
+    blur_by_tilt,
+    estimate_image,
+    ring_strengths,
+    sum_rings,
+)
 from verglas.algo.ctf.profile import Profile, stretch_rows, without_background
 from verglas.algo.ctf.search import astigmatism_offsets, make_rings
 from verglas.algo.ctf.spectra import CellSpectra, ViewSpectra, end_band
@@ -154,9 +161,7 @@ def measure_thickness(
     square = np.square(frequency)
     thickness = np.arange(0.0, _THICKEST, 50.0)
     nodes = np.sinc(optics.wavelength_angstrom * square * thickness[:, None])
-    # The background that rings are measured by is counting noise and the signal itself.
-    noise, fall = (axis.ravel() for axis in np.meshgrid(np.geomspace(0.1, 100, 10), np.geomspace(2, 400, 16)))
-    falls = (1 + noise[:, None]) / (1 + noise[:, None] * np.exp(0.5 * fall[:, None] * square))
+    falls = ring_strengths(frequency)
     norm = np.maximum((nodes**2 * possible) @ (falls**2).T, 1e-12)
     share = np.maximum((nodes * total) @ falls.T, 0)
     gains = 0.5 * share**2 / norm
