@@ -24,7 +24,7 @@ SIZE, VIEWS = 320, 15
 
 
 def run(out: Path, star: Path, **parameters: object) -> RunReport:
-    params = CtfParams(tilt_series=star, **parameters)  # type: ignore[arg-type]
+    params = CtfParams(inputs=(star,), **parameters)  # type: ignore[arg-type]
     return run_step(CTF_STEP, params, out, options=QUIET)
 
 

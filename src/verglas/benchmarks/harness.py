@@ -23,6 +23,7 @@ BENCHMARKS = {
     "align-tilts": "verglas.benchmarks.align_tilts",
     "average": "verglas.benchmarks.average",
     "backproject": "verglas.benchmarks.backproject",
+    "ctf": "verglas.benchmarks.ctf",
     "ctf3d": "verglas.benchmarks.ctf3d",
     "fft-crop": "verglas.benchmarks.fft_crop",
     "fiducials": "verglas.benchmarks.fiducials",

@@ -168,3 +168,42 @@ if __name__ == "__main__":
     print(json.dumps({"seconds": seconds}))
 """
 """Best score over orientations of one template in one volume, all in one `.npz`."""
+
+TORCH_CTF_ESTIMATION = """
+import importlib.util, json, os, sys, time, types
+
+import numpy as np
+import torch
+
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["workers"])
+# It wants a Gaussian blur of torchvision, which as a whole loads only beside the CUDA build of torch.
+stub = types.ModuleType("torchvision")
+stub.__path__ = [os.path.dirname(importlib.util.find_spec("torchvision").origin)]
+sys.modules["torchvision"] = stub
+from torch_ctf_estimation import CTFFittingParams, OpticalParams, estimate_ctf
+
+found = []
+for path, tilted in zip(asked["images"], asked["tilted"]):
+    image = torch.from_numpy(np.load(path))
+    started = time.perf_counter()
+    try:
+        _, _, result = estimate_ctf(
+            image,
+            OpticalParams(
+                pixel_spacing_angstroms=asked["pixel"], amplitude_contrast_fraction=0.1,
+                target_pixel_spacing_angstroms=2.2,
+            ),
+            CTFFittingParams(
+                defocus_grid_resolution=(1, 2, 2) if tilted else (1, 1, 1), patch_sidelength=350,
+                frequency_fit_range_angstroms=(30.0, 5.0), defocus_range_microns=(0.3, 5.0),
+                defocus_model="linear" if tilted else "grid",
+            ),
+        )
+        defocus = 1e4 * float(result.defocus_model.data.flatten()[0])
+        found.append((defocus, float(result.astigmatism_angle), time.perf_counter() - started))
+    except Exception:
+        found.append((None, None, time.perf_counter() - started))
+print(json.dumps({"found": found}))
+"""
+"""Defocus at the centre, angle of the astigmatism, and seconds for each `.npy`; it is told which are tilted."""

@@ -64,6 +64,9 @@ STEPS = (
         "Work on micrographs before they are used.",
     ),
     StepCommand(
+        "select", "verglas.steps.select.SELECT_STEP", FRAMES, "Keep or drop micrographs and tilt series."
+    ),
+    StepCommand(
         "import",
         "verglas.steps.import_series.IMPORT_STEP",
         TILT_SERIES,
@@ -96,8 +99,8 @@ STEPS = (
     StepCommand(
         "ctf",
         "verglas.steps.ctf.CTF_STEP",
-        TILT_SERIES,
-        "Estimate defocus, astigmatism and hand of aligned tilt series.",
+        FRAMES,
+        "Estimate the defocus of micrographs, movies and aligned tilt series.",
     ),
     StepCommand(
         "reconstruct",

@@ -51,6 +51,8 @@ def draw_rings(
     direction_deg: FloatArray,
     maps: tuple[FloatArray, FloatArray],
     path: Path,
+    *,
+    quality: tuple[FloatArray, float] | None = None,
 ) -> None:
     """Draw the average spectrum with its background, and what is left with the fitted CTF, in one and two dimensions.
 
@@ -65,12 +67,17 @@ def draw_rings(
         `(a, k)` ripple and fit in each direction.
     path
         The PNG to write.
+    quality
+        `(k,)` correlation of ripple and fit about each frequency, and the resolution in Å at which it ends.
     """
     frequency, scale = curves["frequency"], float(curves["background"].max()) or 1.0
     with house_style():
-        figure = make_figure(11.6, 6.6)
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
-        upper, lower = (figure.add_subplot(grid[i, 0]) for i in (0, 1))
+        figure = make_figure(11.6, 6.6 if quality is None else 8.0)
+        heights = (1, 1) if quality is None else (1, 1, 0.6)
+        grid = figure.add_gridspec(len(heights), 2, width_ratios=(1.25, 1), height_ratios=heights)
+        upper, lower, *more = (figure.add_subplot(grid[i, 0]) for i in range(len(heights)))
+        if quality is not None:
+            _draw_quality(more[0], frequency, *quality)
         upper.semilogy(frequency, curves["power"] / scale, linewidth=1.2, label="average spectrum")
         upper.semilogy(frequency, curves["background"] / scale, linewidth=1.2, label="background")
         for axis in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
@@ -83,14 +90,22 @@ def draw_rings(
         lower.set_ylabel("% of the background")
         lower.set_title("rings")
         shown = _thin([r for r in _RESOLUTIONS if frequency[0] <= 1 / r <= frequency[-1]])
-        for axes in (upper, lower):
+        for axes in (upper, lower, *more):
             axes.set_xlabel("resolution, Å")
             axes.set_xticks([1 / r for r in shown], [f"{r:g}" for r in shown])
             axes.set_xlim(frequency[0], frequency[-1])
-            axes.legend(loc="upper right")
+            axes.legend(loc="lower left" if axes in more else "upper right")
         disc = figure.add_subplot(grid[:, 1], projection="polar")
         _draw_disc(disc, frequency, direction_deg, maps)
         save_figure(figure, path)
+
+
+def _draw_quality(axes: Any, frequency: FloatArray, correlation: FloatArray, end_angstrom: float) -> None:
+    axes.axhline(0.5, color=MUTED, linewidth=0.9, linestyle="--")
+    axes.plot(frequency, correlation, linewidth=1.2, label="correlation of data and fit")
+    axes.axvline(1 / end_angstrom, color=COLOURS[1], linewidth=1.2, label=f"to {end_angstrom:.2f} Å")
+    axes.set_ylim(-0.55, 1.05)
+    axes.set_title("agreement")
 
 
 def _draw_disc(
@@ -221,4 +236,58 @@ def draw_hand(
         right.set_xlabel("slope of the defocus over the field, relative to the tilt's")
         right.set_ylabel("correlation, σ of noise")
         right.set_title(verdict)
+        save_figure(figure, path)
+
+
+def draw_surface(
+    image: FloatArray,
+    pixel_size_angstrom: float,
+    surface_angstrom: FloatArray,
+    search: tuple[FloatArray, FloatArray],
+    least: float,
+    path: Path,
+) -> None:
+    """Draw the defocus over an image, and the search that found it.
+
+    Parameters
+    ----------
+    image
+        `(y, x)`.
+    pixel_size_angstrom
+        Of the image.
+    surface_angstrom
+        `(m, n)` defocus on places from edge to edge.
+    search
+        `(f,)` defocus and its score, in standard deviations of noise.
+    least
+        Score from which a peak counts.
+    path
+        The PNG to write.
+    """
+    height, width = (n * pixel_size_angstrom / 1e4 for n in image.shape)
+    with house_style():
+        figure = make_figure(11.6, 4.2)
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+        low, high = np.quantile(image, (0.01, 0.99))
+        box = (-width / 2, width / 2, -height / 2, height / 2)
+        left.imshow(image, cmap="gray", vmin=low, vmax=high, extent=box, origin="lower")
+        y, x = (
+            np.linspace(-side / 2, side / 2, count)
+            for side, count in zip((height, width), surface_angstrom.shape, strict=True)
+        )
+        lines = left.contour(x, y, surface_angstrom / 1e4, 7, cmap="viridis", linewidths=1.4)
+        figure.colorbar(lines, ax=left, label="defocus, µm")
+        left.set_xlabel("µm")
+        left.set_title("defocus over the image")
+        defocus, score = search
+        right.axhline(least, color=MUTED, linewidth=0.9, linestyle="--", label="needed to count")
+        right.plot(defocus / 1e4, score, linewidth=1.2)
+        best = int(score.argmax())
+        right.plot(
+            defocus[best] / 1e4, score[best], "o", color=COLOURS[1], label=f"{defocus[best] / 1e4:.2f} µm"
+        )
+        right.set_xlabel("defocus at the centre, µm")
+        right.set_ylabel("correlation, σ of noise")
+        right.set_title("first search")
+        right.legend()
         save_figure(figure, path)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,10 +32,18 @@ class ListedMicrograph:
         Of the image.
     pixel_size_angstrom
         What the list says; none leaves it to the image's header.
+    plain
+        The same image without dose weighting, where the list names one.
+    voltage_kv, cs_mm, amplitude_contrast
+        What the list says.
     """
 
     path: Path
     pixel_size_angstrom: float | None = None
+    plain: Path | None = None
+    voltage_kv: float | None = None
+    cs_mm: float | None = None
+    amplitude_contrast: float | None = None
 
 
 def list_micrographs(path: Path | str) -> list[ListedMicrograph]:
@@ -65,18 +74,32 @@ def _list_star(path: Path) -> list[ListedMicrograph]:
     table = require_columns(
         get_table(blocks, "micrographs", path), ["rlnMicrographName"], path, "micrographs"
     )
-    pixels = {}
-    if "optics" in blocks:
+    groups: dict[Any, dict[Any, Any]] = {}
+    if "optics" in blocks and "rlnOpticsGroup" in table:
         optics = get_table(blocks, "optics", path)
-        label = "rlnMicrographPixelSize"
-        if {"rlnOpticsGroup", label} <= set(optics) and "rlnOpticsGroup" in table:
-            pixels = dict(zip(optics["rlnOpticsGroup"], optics[label].astype(float), strict=True))
-    return [
-        ListedMicrograph(
-            find_file(str(row["rlnMicrographName"]), path), pixels.get(row.get("rlnOpticsGroup"))
+        groups = {row.get("rlnOpticsGroup"): row for row in optics.to_dict("records")}
+    listed = []
+    for row in table.to_dict("records"):
+        group = groups.get(row.get("rlnOpticsGroup"), {})
+        plain = row.get("rlnMicrographNameNoDW")
+        numbers = [
+            None if group.get(label) is None else float(group[label])
+            for label in (
+                "rlnMicrographPixelSize",
+                "rlnVoltage",
+                "rlnSphericalAberration",
+                "rlnAmplitudeContrast",
+            )
+        ]
+        listed.append(
+            ListedMicrograph(
+                find_file(str(row["rlnMicrographName"]), path),
+                numbers[0],
+                None if plain is None else find_file(str(plain), path),
+                *numbers[1:],
+            )
         )
-        for row in table.to_dict("records")
-    ]
+    return listed
 
 
 def _read_json(path: Path) -> list[str]:
@@ -183,3 +206,35 @@ def tabulate_micrographs(path: Path | str, images: Mapping[Path, Optics]) -> Non
         "rlnOpticsGroup": [groups[optics] for optics in images.values()],
     }
     write_star(path, {"optics": table, "micrographs": pd.DataFrame(rows)})
+
+
+def tabulate_ctf(
+    path: Path | str,
+    fits: Mapping[Path, tuple[Optics, Mapping[str, float | str]]],
+    source: Path | None = None,
+) -> None:
+    """Write `micrographs_ctf.star` as RELION's CtfFind does.
+
+    Parameters
+    ----------
+    path
+        Where it goes.
+    fits
+        Image to its optics and the columns that were found for it.
+    source
+        A `micrographs.star` whose columns are repeated; those of its rows that are not in `fits` are left out.
+    """
+    if source is None:
+        tabulate_micrographs(path, {image: optics for image, (optics, _) in fits.items()})
+        blocks = dict(read_star(path))
+    else:
+        blocks = dict(read_star(source))
+    table = get_table(blocks, "micrographs", path)
+    images = list(fits)
+    if source is not None:
+        places = [find_file(str(name), source) for name in table["rlnMicrographName"]]
+        table = table[[place in fits for place in places]].reset_index(drop=True)
+        images = [place for place in places if place in fits]
+    found = pd.DataFrame([dict(fits[image][1]) for image in images])
+    table = pd.concat([table.drop(columns=list(found), errors="ignore"), found], axis=1)
+    write_star(path, {**blocks, "micrographs": table})

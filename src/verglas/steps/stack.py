@@ -22,6 +22,7 @@ from verglas.steps.series_results import (
     draw_series,
     summarise_series,
 )
+from verglas.steps.stack_knowledge import add_knowledge
 from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from verglas.io.mrc import MrcHeader
 
 FloatArray = npt.NDArray[np.float64]
+
+HALVES = ("odd", "even")
+"""Folders of half sums beside the images, and the last word of their stacks."""
 
 SAME_TILT_DEG = 0.1
 """Views closer than this are two of the same tilt."""
@@ -47,6 +51,21 @@ class StackParams(Params):
             description="the stack of one series, or the folder of all: stacks NAME.st, .mrc or .mrcs, or motion-"
             "corrected images named after the movies; beside the mdocs when not given"
         ),
+    ] = None
+    odd_even: Annotated[
+        bool,
+        Field(
+            description="also stack the sums of odd and even frames, in the folders `odd` and `even` that motion "
+            "wrote beside the folder of the images"
+        ),
+    ] = False
+    defocus: Annotated[
+        Path | None,
+        Field(description="`micrographs_ctf.star` of the images, whose defocus goes into the table"),
+    ] = None
+    selection: Annotated[
+        Path | None,
+        Field(description="`selection.star` of the images; views that it leaves out are not selected"),
     ] = None
     pixel_size: Annotated[
         float | None,
@@ -80,6 +99,8 @@ class StackSource:
         What SerialEM noted; none when it cannot be used.
     images
         One for each view of the recording.
+    halves
+        The sums of odd and of even frames, in the same order; empty when they are not asked for.
     problem
         Why the series cannot be stacked.
     """
@@ -87,6 +108,7 @@ class StackSource:
     name: str
     recording: Recording | None = None
     images: tuple[ImageReference, ...] = ()
+    halves: tuple[tuple[ImageReference, ...], ...] = ()
     problem: str = ""
 
 
@@ -106,10 +128,13 @@ def list_items(params: StackParams) -> list[Item]:
         place = params.images or mdocs[0].parent
         try:
             recording = read_recording(mdocs)
-            source = StackSource(name, recording, _find_images(name, recording, place, folders))
+            images = _find_images(name, recording, place, folders)
+            halves = _find_halves(name, recording, place, folders) if params.odd_even else ()
+            source = StackSource(name, recording, images, halves)
         except UserError as error:
             source = StackSource(name, problem=str(error))
-        items.append(Item(name, source, (*mdocs, *dict.fromkeys(image.path for image in source.images))))
+        used = [image.path for part in (source.images, *source.halves) for image in part]
+        items.append(Item(name, source, (*mdocs, *dict.fromkeys(used))))
     return items
 
 
@@ -133,6 +158,10 @@ def run_item(item: Item, params: StackParams, context: Context) -> ItemResult:
     series, told = _make_series(source, rows, Path(os.path.abspath(stack)), optics, headers[0], params)
     series = replace(series, selected=~check.bad)
     warnings += [*told, *_tell_faults(check, tilts)]
+    names = [_plain_name(name or "") for name in source.recording.frame_names]
+    series, more = add_knowledge(series, [names[row] for row in rows], params.defocus, params.selection)
+    warnings += more
+    series, half_paths = _write_halves(series, source, rows, headers[0], optics, context.folder)
     outputs = {
         "stack": f"stacks/{item.name}.st",
         "angles": f"stacks/{item.name}.rawtlt",
@@ -147,7 +176,7 @@ def run_item(item: Item, params: StackParams, context: Context) -> ItemResult:
         "level_at_deg": check.tilt_offset_deg,
         "thickness_mean_free_paths": check.thickness_ratio,
     }
-    return ItemResult((*outputs.values(), *figures.values()), values, tuple(warnings))
+    return ItemResult((*outputs.values(), *half_paths, *figures.values()), values, tuple(warnings))
 
 
 def summarise(results: dict[str, ItemResult], params: StackParams, folder: Path) -> Summary:
@@ -215,6 +244,48 @@ def _find_images(
         ImageReference(_find_image(name, frame, tilt, place, folders[place]))
         for frame, tilt in zip(recording.frame_names, recording.tilt_deg, strict=True)
     )
+
+
+def _find_halves(
+    name: str, recording: Recording, place: Path, folders: dict[Path, dict[str, list[Path]]]
+) -> tuple[tuple[ImageReference, ...], ...]:
+    """Find the sums of odd and of even frames of each view."""
+    halves = [place.parent / word for word in HALVES]
+    for folder in halves:
+        if not folder.is_dir():
+            raise UserError(
+                f"`odd_even` needs folder {str(folder)!r}, which does not exist; expected images that motion wrote "
+                "with `odd_even`"
+            )
+    return tuple(_find_images(name, recording, folder, folders) for folder in halves)
+
+
+def _write_halves(
+    series: TiltSeries,
+    source: StackSource,
+    rows: npt.NDArray[np.intp],
+    header: "MrcHeader",
+    optics: Optics,
+    folder: Path,
+) -> tuple[TiltSeries, list[str]]:
+    """Stack odd and even sums, and name them in the table as RELION does."""
+    from verglas.io.relion_tilt_series import project_path
+
+    paths, extra = [], series.extra.copy()
+    for word, images in zip(HALVES, source.halves, strict=False):
+        path = f"stacks/{source.name}_{word}.st"
+        half = replace(source, images=images)
+        headers = _read_headers(half, rows)
+        if headers[0].shape[1:] != header.shape[1:]:
+            raise UserError(
+                f"the {word} sums of series {source.name!r} have {headers[0].shape[2]} x {headers[0].shape[1]} "
+                f"pixels; expected {header.shape[2]} x {header.shape[1]} as the images have"
+            )
+        _write_stack(folder / path, [images[row] for row in rows], headers, optics)
+        stack = project_path((folder / path).absolute())
+        extra[f"rlnMicrographName{word.title()}"] = [f"{i + 1:06d}@{stack}" for i in range(len(rows))]
+        paths.append(path)
+    return replace(series, extra=extra), paths
 
 
 def _index_folder(folder: Path) -> dict[str, list[Path]]:

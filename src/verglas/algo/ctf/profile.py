@@ -63,7 +63,7 @@ def average_profile(spectra: Sequence[ViewSpectra], optics: Optics, found: Serie
     weight = ripple.weight.sum(axis=0)
     curve = np.where(weight > 0, ripple.total.sum(axis=0) / np.maximum(weight, 1e-12), 0.0)
     model = found.envelope * _model_rings(spectra, optics, np.array([mean]))[:, 0]
-    curve, fit = (_without_background(one, basis, frequency) for one in (curve, model))
+    curve, fit = (without_background(one, basis, frequency) for one in (curve, model))
     scale = max(float((curve * fit * frequency).sum()), 0.0) / max(
         float((fit * fit * frequency).sum()), 1e-12
     )
@@ -77,39 +77,55 @@ def average_profile(spectra: Sequence[ViewSpectra], optics: Optics, found: Serie
         ripple=curve,
         fit=scale * fit,
         direction_deg=direction,
-        ripple_2d=np.where(own.weight > 0, own.total / np.maximum(own.weight, 1e-12), 0.0),
+        ripple_2d=own.mean,
         fit_2d=scale * model,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Sums:
+class RowSums:
     """Weighted sums in each direction, `(a, k)`."""
 
     total: FloatArray
     weight: FloatArray
 
+    @property
+    def mean(self) -> FloatArray:
+        """`(a, k)`, zero where nothing is known."""
+        return np.where(self.weight > 0, self.total / np.maximum(self.weight, 1e-12), 0.0)
+
+
+def stretch_rows(
+    spectra: ViewSpectra, optics: Optics, own_angstrom: FloatArray, aims_angstrom: FloatArray
+) -> RowSums:
+    """Bring every row from its own defocus `(g, a)` to that of its direction `(a,)`, and add the rows up."""
+    frequency, ripple = spectra.frequency, flatten_spectra(spectra).ripple
+    total, weight = (np.zeros((len(aims_angstrom), len(frequency))) for _ in range(2))
+    for g, rows in enumerate(own_angstrom):
+        for a, (row, aim) in enumerate(zip(rows, aims_angstrom, strict=True)):
+            place = _stretch(frequency, float(aim), float(row), optics)
+            inside = (place >= frequency[0]) & (place <= frequency[-1])
+            samples = np.where(inside, spectra.samples[g, a], 0.0)
+            total[a] += samples * np.interp(place, frequency, ripple[g, a])
+            weight[a] += samples
+    return RowSums(total, weight)
+
 
 def _average_ripple(
     spectra: Sequence[ViewSpectra], optics: Optics, found: SeriesDefocus, kept_astigmatism: FloatArray
-) -> _Sums:
+) -> RowSums:
     """Bring all rows to the mean defocus, but for an astigmatism that is left in."""
-    frequency, direction = spectra[0].frequency, spectra[0].direction_deg
+    direction = spectra[0].direction_deg
     mean = float(found.views.defocus_angstrom.mean())
     aims = mean + astigmatism_offsets(direction, kept_astigmatism)
-    total, weight = (np.zeros((len(direction), len(frequency))) for _ in range(2))
     fits = found.views
+    parts = []
     for view, defocus, own in zip(spectra, fits.defocus_angstrom, fits.astigmatism, strict=True):
-        flat = flatten_spectra(view)
-        for g, height in enumerate(view.depth_angstrom):
-            rows = defocus + found.hand * height + astigmatism_offsets(direction, own)
-            for a, (row, aim) in enumerate(zip(rows, aims, strict=True)):
-                place = _stretch(frequency, float(aim), float(row), optics)
-                inside = (place >= frequency[0]) & (place <= frequency[-1])
-                samples = np.where(inside, view.samples[g, a], 0.0)
-                total[a] += samples * np.interp(place, frequency, flat.ripple[g, a])
-                weight[a] += samples
-    return _Sums(total, weight)
+        height = found.hand * view.depth_angstrom[:, None]
+        parts.append(stretch_rows(view, optics, defocus + height + astigmatism_offsets(direction, own), aims))
+    return RowSums(
+        np.sum([part.total for part in parts], axis=0), np.sum([part.weight for part in parts], axis=0)
+    )
 
 
 def _model_rings(spectra: Sequence[ViewSpectra], optics: Optics, defocus: FloatArray) -> FloatArray:
@@ -131,6 +147,7 @@ def _stretch(frequency: FloatArray, mean: float, own: float, optics: Optics) -> 
     return np.sqrt(np.maximum(2 * phase / np.maximum(slope + root, 1e-12), 0))
 
 
-def _without_background(curve: FloatArray, basis: FloatArray, frequency: FloatArray) -> FloatArray:
+def without_background(curve: FloatArray, basis: FloatArray, frequency: FloatArray) -> FloatArray:
+    """Take the part of a curve `(k,)` away that could be background."""
     root = np.sqrt(frequency / frequency.mean())
     return np.asarray(curve - basis @ (basis.T @ (curve * root)) / root)

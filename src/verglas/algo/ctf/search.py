@@ -45,6 +45,8 @@ class FilterBank:
         `(r, f)` weighted sum of ripple times rings, for each row and defocus.
     norm
         `(f,)` weighted sum of the squared rings, the same for every row but for its weight.
+    curvature
+        `(f,)` the same of their derivatives after the defocus: how sharply a correlation peaks.
     weight
         `(r,)` mean number of independent coefficients in the rings of each row.
     depth_angstrom, direction_deg
@@ -55,6 +57,7 @@ class FilterBank:
 
     correlation: FloatArray
     norm: FloatArray
+    curvature: FloatArray
     weight: FloatArray
     depth_angstrom: FloatArray
     direction_deg: FloatArray
@@ -85,7 +88,13 @@ def keep_rows(bank: FilterBank, rows: npt.NDArray[np.bool_]) -> FilterBank:
     return replace(bank, **{name: getattr(bank, name)[rows] for name in names})
 
 
-def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope: FloatArray) -> FilterBank:
+def make_bank(
+    spectra: ViewSpectra,
+    optics: Optics,
+    grid: DefocusGrid,
+    envelope: FloatArray,
+    phase_shift_deg: float = 0.0,
+) -> FilterBank:
     """Correlate a view's spectra with rings of every defocus.
 
     Parameters
@@ -98,12 +107,14 @@ def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope:
         The defoci.
     envelope
         `(k,)` how strong rings are at each frequency.
+    phase_shift_deg
+        Of a phase plate.
     """
     flat = flatten_spectra(spectra)
     root = np.sqrt(ring_weights(spectra.frequency))[:, None]
     loss = window_loss(spectra, optics, grid.values)
     # A tile's window damps fine rings and the noise there alike, so damped by `loss` the noise is white.
-    rings = envelope[:, None] * _oscillate(spectra, optics, grid.values) * root
+    rings = envelope[:, None] * _oscillate(spectra, optics, grid.values, phase_shift_deg) * root
     # Weighted by what is known of each frequency, and without what could be background.
     white, filters = (one - flat.basis @ (flat.basis.T @ one) for one in (rings, rings / loss))
     rows = flat.ripple.reshape(-1, flat.ripple.shape[-1])
@@ -112,6 +123,7 @@ def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope:
     return FilterBank(
         correlation=weight[:, None] * ((rows * root.T).astype(np.float32) @ filters.astype(np.float32)),
         norm=np.square(white).sum(axis=0),
+        curvature=np.square(np.gradient(white, grid.step, axis=1)).sum(axis=0),
         weight=weight,
         depth_angstrom=np.repeat(spectra.depth_angstrom, sectors),
         direction_deg=np.tile(spectra.direction_deg, groups),
@@ -119,18 +131,24 @@ def make_bank(spectra: ViewSpectra, optics: Optics, grid: DefocusGrid, envelope:
     )
 
 
-def make_rings(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray) -> FloatArray:
+def make_rings(
+    spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray, phase_shift_deg: float = 0.0
+) -> FloatArray:
     """`(k, f)` the part of CTF² that oscillates, -cos 2χ, as far as tiles of this size and tilt show it."""
-    return _oscillate(spectra, optics, defocus_angstrom) * window_loss(spectra, optics, defocus_angstrom)
+    rings = _oscillate(spectra, optics, defocus_angstrom, phase_shift_deg)
+    return rings * window_loss(spectra, optics, defocus_angstrom)
 
 
-def _oscillate(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray) -> FloatArray:
+def _oscillate(
+    spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArray, phase_shift_deg: float
+) -> FloatArray:
     square = np.square(spectra.frequency)[:, None]
     wavelength = optics.wavelength_angstrom
     phase = (
         math.pi * wavelength * defocus_angstrom[None] * square
         - 0.5 * math.pi * optics.cs_mm * 1e7 * wavelength**3 * square**2
         + math.asin(optics.amplitude_contrast)
+        + math.radians(phase_shift_deg)
     )
     blur = np.exp(-0.5 * np.square(2 * math.pi * wavelength * square * spectra.depth_spread_angstrom))
     return np.asarray(-np.cos(2 * phase) * blur)

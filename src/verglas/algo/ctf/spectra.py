@@ -7,7 +7,8 @@ with spherical aberration, and needs no interpolation.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -27,7 +28,9 @@ FloatArray = npt.NDArray[np.floating]
 SECTORS = 12
 """Directions that are told apart: 15 degrees each, of the half circle that a real image has."""
 
-_HANN_SPREAD = 0.14145  # standard deviation of x over a Hann window's squared weight, in windows
+HANN_SPREAD = 0.14145
+"""Standard deviation of x over a Hann window's squared weight, in windows."""
+
 _TILES_AT_ONCE_BYTES = 256 << 20
 
 
@@ -92,6 +95,34 @@ class ViewSpectra:
     depth_spread_angstrom: float
 
 
+@dataclass(frozen=True, eq=False)
+class CellSpectra:
+    """Spectra of the cells of a micrograph: its tiles, or those of groups of a movie's frames.
+
+    Parameters
+    ----------
+    spectra
+        Rows are the cells; no height is known.
+    places
+        `(g, 2)` xy of each from the image's centre, Å.
+    extent_angstrom
+        `(2,)` sides of the image along x and y.
+    time
+        `(g,)` of each in the movie, from 0 to 1.
+    power_2d
+        `(y, x // 2 + 1)` mean power of all tiles, a half transform.
+    power_2d_pixel_angstrom
+        Pixel size of the image that it would be the transform of.
+    """
+
+    spectra: ViewSpectra
+    places: FloatArray
+    extent_angstrom: FloatArray
+    time: FloatArray
+    power_2d: FloatArray
+    power_2d_pixel_angstrom: float
+
+
 def check_band(band: Band, pixel_size_angstrom: float, image_shape: tuple[int, int], name: str) -> None:
     """Raise when the band or the tiles do not fit the images.
 
@@ -131,35 +162,172 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     UserError
         When the band does not fit the images, or the view has no tile that is not blank.
     """
-    pixel = series.pixel_size_angstrom
-    check_band(band, pixel, series.image_shape, series.name)
-    image, pixel = _coarsen(clip_outliers(image.to(torch.float32), 5.0), pixel, band)
-    size = 2 * round(band.tile_angstrom / pixel / 2)
-    size = min(size, *image.shape)
-    starts = [_place_tiles(n, size) for n in image.shape]
+    check_band(band, series.pixel_size_angstrom, series.image_shape, series.name)
+    tiling = lay_tiles(image, series.pixel_size_angstrom, band)
     plane = _depth_plane(series, view)
-    depth = np.array([[_depth_at(plane, image, pixel, y, x, size) for x in starts[1]] for y in starts[0]])
+    depth = plane[0] + tiling.places @ np.array(plane[1:])
     slope = math.hypot(plane[1], plane[2])
+    spread = HANN_SPREAD * tiling.tile_angstrom * slope
     # Heights in one group add a twelfth to the variance of those within a tile.
-    step = max(40.0, _HANN_SPREAD * size * pixel * slope)
+    step = max(40.0, spread)
     groups = np.round(depth / step).astype(int)
     groups -= groups.min()
-    power, samples = _sum_tiles(image, starts, groups, size, pixel, band)
-    heights = np.bincount(groups.ravel(), depth.ravel()) / np.maximum(np.bincount(groups.ravel()), 1)
+    power, samples, _ = _sum_tiles(tiling, groups, band)
+    heights = np.bincount(groups, depth) / np.maximum(np.bincount(groups), 1)
     used = samples.any(axis=(1, 2))
     if not used.any():
         raise UserError(
             f"view {view + 1} of {series.name!r} is blank; expected an image, or that it is left out"
         )
-    bins = _frequency_bins(size, pixel, band)
+    return _gather(
+        tiling, band, power[used], samples[used], heights[used], math.hypot(spread, step / 12**0.5)
+    )
+
+
+def measure_cells(image: Image, pixel_size_angstrom: float, band: Band, name: str) -> CellSpectra:
+    """Measure the power spectrum of every tile of an image by itself.
+
+    Parameters
+    ----------
+    image
+        `(y, x)`; hot pixels and gold are clipped at five robust standard deviations.
+    pixel_size_angstrom
+        Å.
+    band
+        What is kept.
+    name
+        Of the image, for errors.
+
+    Raises
+    ------
+    UserError
+        When the band does not fit the image, or it is blank.
+    """
+    check_band(band, pixel_size_angstrom, (image.shape[0], image.shape[1]), name)
+    tiling = lay_tiles(image, pixel_size_angstrom, band)
+    power, samples, whole = _sum_tiles(tiling, np.arange(len(tiling.corners)), band)
+    used = samples.any(axis=(1, 2))
+    if not used.any():
+        raise UserError(f"image {name!r} is blank; expected one with contrast")
+    spectra = _gather(tiling, band, power[used], samples[used], np.zeros(int(used.sum())), 0.0)
+    extent = np.array([image.shape[1], image.shape[0]]) * pixel_size_angstrom
+    time = np.zeros(int(used.sum()))
+    return CellSpectra(spectra, tiling.places[used], extent, time, whole, tiling.pixel)
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """An image, coarsened to the band, and where its tiles lie.
+
+    Parameters
+    ----------
+    image
+        `(y, x)`.
+    pixel
+        Its pixel size, Å.
+    size
+        Side of a tile in pixels.
+    starts
+        First rows, and first columns, of the tiles.
+    """
+
+    image: Tensor
+    pixel: float
+    size: int
+    starts: tuple[list[int], list[int]]
+
+    @property
+    def tile_angstrom(self) -> float:
+        """Side of a tile."""
+        return self.size * self.pixel
+
+    @property
+    def corners(self) -> list[tuple[int, int]]:
+        """First row and column of each tile."""
+        return [(y, x) for y in self.starts[0] for x in self.starts[1]]
+
+    @property
+    def places(self) -> FloatArray:
+        """`(t, 2)` xy of the tiles' middles from the image's centre, Å; a middle lies between pixels."""
+        corners = np.array(self.corners, dtype=float)[:, ::-1]
+        centre = np.array([self.image.shape[1] // 2, self.image.shape[0] // 2])
+        return np.asarray((corners + (self.size - 1) / 2 - centre) * self.pixel)
+
+
+def end_band(cells: CellSpectra, highest_angstrom: float) -> CellSpectra:
+    """Leave out frequencies beyond a resolution in Å."""
+    spectra = cells.spectra
+    kept = spectra.frequency <= 1 / highest_angstrom
+    return replace(
+        cells,
+        spectra=replace(
+            spectra,
+            power=spectra.power[..., kept],
+            samples=spectra.samples[..., kept],
+            frequency=spectra.frequency[kept],
+        ),
+    )
+
+
+def add_frames(frames: Sequence[CellSpectra], time: float) -> CellSpectra:
+    """Average the spectra of frames, each of the same image at the same places, into those of one time."""
+    samples = np.sum([one.spectra.samples for one in frames], axis=0)
+    power = np.sum([one.spectra.power * one.spectra.samples for one in frames], axis=0)
+    power /= np.maximum(samples, 1e-9)
+    first = frames[0]
+    return replace(
+        first,
+        spectra=replace(first.spectra, power=power, samples=samples),
+        time=np.full(len(first.places), time),
+        power_2d=np.mean([one.power_2d for one in frames], axis=0),
+    )
+
+
+def join_times(parts: Sequence[CellSpectra]) -> CellSpectra:
+    """Put the cells of several times into one."""
+    first = parts[0]
+    spectra = replace(
+        first.spectra,
+        power=np.concatenate([one.spectra.power for one in parts]),
+        samples=np.concatenate([one.spectra.samples for one in parts]),
+        depth_angstrom=np.concatenate([one.spectra.depth_angstrom for one in parts]),
+    )
+    return CellSpectra(
+        spectra,
+        np.concatenate([one.places for one in parts]),
+        first.extent_angstrom,
+        np.concatenate([one.time for one in parts]),
+        np.mean([one.power_2d for one in parts], axis=0),
+        first.power_2d_pixel_angstrom,
+    )
+
+
+def lay_tiles(image: Image, pixel_size_angstrom: float, band: Band) -> Tiling:
+    """Clip and coarsen an image `(y, x)`, and lay tiles that overlap by at least half."""
+    image, pixel = _coarsen(clip_outliers(image.to(torch.float32), 5.0), pixel_size_angstrom, band)
+    size = min(2 * round(band.tile_angstrom / pixel / 2), *image.shape)
+    return Tiling(
+        image, pixel, size, (_place_tiles(image.shape[0], size), _place_tiles(image.shape[1], size))
+    )
+
+
+def _gather(
+    tiling: Tiling,
+    band: Band,
+    power: FloatArray,
+    samples: FloatArray,
+    depth: FloatArray,
+    spread: float,
+) -> ViewSpectra:
+    bins = _frequency_bins(tiling.size, tiling.pixel, band)
     return ViewSpectra(
-        power=power[used],
-        samples=samples[used],
-        depth_angstrom=heights[used],
-        frequency=bins / (_padded(size) * pixel),
+        power=power,
+        samples=samples,
+        depth_angstrom=depth,
+        frequency=bins / (_padded(tiling.size) * tiling.pixel),
         direction_deg=(np.arange(SECTORS) + 0.5) * 180.0 / SECTORS,
-        tile_angstrom=size * pixel,
-        depth_spread_angstrom=math.hypot(_HANN_SPREAD * size * pixel * slope, step / math.sqrt(12)),
+        tile_angstrom=tiling.tile_angstrom,
+        depth_spread_angstrom=spread,
     )
 
 
@@ -192,15 +360,6 @@ def _depth_plane(series: TiltSeries, view: int) -> tuple[float, float, float]:
     return float(-slopes @ matrix[:2, 3]), float(slopes[0]), float(slopes[1])
 
 
-def _depth_at(
-    plane: tuple[float, float, float], image: Tensor, pixel: float, top: int, left: int, size: int
-) -> float:
-    # The window's middle lies between pixels.
-    x = (left + (size - 1) / 2 - image.shape[1] // 2) * pixel
-    y = (top + (size - 1) / 2 - image.shape[0] // 2) * pixel
-    return plane[0] + plane[1] * x + plane[2] * y
-
-
 def _padded(size: int) -> int:
     return fast_size(round(1.5 * size))
 
@@ -211,45 +370,47 @@ def _frequency_bins(size: int, pixel: float, band: Band) -> npt.NDArray[np.int64
 
 
 def _sum_tiles(
-    image: Tensor,
-    starts: list[list[int]],
-    groups: npt.NDArray[np.int64],
-    size: int,
-    pixel: float,
-    band: Band,
-) -> tuple[FloatArray, FloatArray]:
-    """Average the power of tiles over groups, sectors and rings: `(g, a, k)` means and numbers of samples."""
+    tiling: Tiling, groups: npt.NDArray[np.int64], band: Band
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Average the power of tiles over groups, sectors and rings: `(g, a, k)` means and numbers of samples.
+
+    The third is the mean of all tiles as it is, `(y, x // 2 + 1)`.
+    """
+    image, size, pixel = tiling.image, tiling.size, tiling.pixel
     padded = _padded(size)
     count = int(groups.max()) + 1
     window = torch.hann_window(size, periodic=False, device=image.device)
     window = window[:, None] * window
-    sums = torch.zeros((count, padded, padded // 2 + 1), device=image.device)
-    tiles = np.zeros(count)
-    corners = [
-        (y, x, g)
-        for y, row in zip(starts[0], groups, strict=True)
-        for x, g in zip(starts[1], row, strict=True)
-    ]
+    rings = len(_frequency_bins(size, pixel, band))
+    polar, tiles = np.zeros((count, SECTORS, rings)), np.zeros(count)
+    counts = _average_polar(image.new_ones(1, padded, padded // 2 + 1), size, pixel, band)[1]
+    whole = image.new_zeros(padded, padded // 2 + 1)
     at_once = max(1, _TILES_AT_ONCE_BYTES // (12 * padded**2))
-    for first in range(0, len(corners), at_once):
-        part = corners[first : first + at_once]
-        stack = torch.stack([image[y : y + size, x : x + size] for y, x, _ in part])
+    for first in range(0, len(groups), at_once):
+        group = groups[first : first + at_once]
+        stack = torch.stack(
+            [image[y : y + size, x : x + size] for y, x in tiling.corners[first : first + at_once]]
+        )
         sd, mean = torch.std_mean(stack, dim=(1, 2), keepdim=True)
         is_blank = sd.flatten() < 1e-9
         stack = (stack - mean) / sd.clamp(min=1e-12) * window
         transform = torch.fft.rfft2(stack, s=(padded, padded))
         power = transform.real.square() + transform.imag.square()
-        for one, (_, _, group), blank in zip(power, part, is_blank.tolist(), strict=True):
-            if not blank:
-                sums[group] += one
-                tiles[group] += 1
-    polar, counts = _average_polar(sums, size, pixel, band)
-    power = polar / np.maximum(tiles[:, None, None], 1)
-    samples = tiles[:, None, None] * counts / _redundancy(image, starts, size)
-    return power, samples
+        power[is_blank] = 0
+        whole += power.sum(dim=0)
+        names, place = np.unique(group, return_inverse=True)
+        sums = power
+        if len(names) < len(group):
+            sums = power.new_zeros(len(names), *power.shape[1:])
+            sums.index_add_(0, torch.from_numpy(place).to(power.device), power)
+        polar[names] += _average_polar(sums, size, pixel, band)[0]
+        tiles += np.bincount(group, ~is_blank.cpu().numpy(), count)
+    power_means = polar / np.maximum(tiles[:, None, None], 1)
+    samples = tiles[:, None, None] * counts / _redundancy(image, tiling.starts, size)
+    return power_means, samples, (whole / max(tiles.sum(), 1)).cpu().numpy()
 
 
-def _redundancy(image: Tensor, starts: list[list[int]], size: int) -> float:
+def _redundancy(image: Tensor, starts: tuple[list[int], list[int]], size: int) -> float:
     """Coefficients for each independent one, because tiles are padded and windowed and overlap.
 
     From the variance of a smooth weighted sum of the power of white noise, which is that of the squared windows,
