@@ -88,8 +88,7 @@ def _choose_case(name: str, model: Path) -> Case:
         return replace(_RIBOSOME, simulation=_RIBOSOME.simulation.model_copy(update={"model": model}))
     update = {"model": model, "name": name, "image_size": (512, 512)}
     simulation = _RIBOSOME.simulation.model_copy(update=update)
-    # Its orientations come nearer slowly: it is small, so a degree moves little of it by much.
-    return replace(_RIBOSOME, simulation=simulation, symmetry="O", radius_angstrom=70.0, box=48, cycles=5)
+    return replace(_RIBOSOME, simulation=simulation, symmetry="O", radius_angstrom=70.0, box=48)
 
 
 def _follow(name: str, case: Case) -> Iterator[Figure]:
