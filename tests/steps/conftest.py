@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from tests.poses import disturb_particles
 from verglas.io.relion_particles import read_particles, write_particles
 from verglas.model import Particles
-from verglas.ops.rotation import euler_to_matrices, matrices_to_euler, rotation_vectors_to_matrices
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
 from verglas.steps.simulate import SIMULATE_STEP, SimulateParams
 from verglas.steps.step import RunOptions, run_step
@@ -53,18 +52,7 @@ def ribosomes(tmp_path_factory) -> Ribosomes:
     truth = truth.take(np.abs(truth.positions_angstrom[:, :2]).max(axis=1) < 900)
     truth = replace(truth, half_set=1 + np.arange(len(truth)) % 2, score=np.linspace(0.1, 0.9, len(truth)))
     write_particles(folder / "true.star", truth)
-    generator = torch.Generator().manual_seed(0)
-    turns = rotation_vectors_to_matrices(
-        4 * torch.randn(len(truth), 3, generator=generator, dtype=torch.float64)
-    )
-    rotations = euler_to_matrices(torch.from_numpy(truth.angles_deg)) @ turns
-    moves = 6 * torch.randn(len(truth), 3, generator=generator, dtype=torch.float64).numpy()
-    near = replace(
-        truth,
-        angles_deg=matrices_to_euler(rotations).numpy(),
-        positions_angstrom=truth.positions_angstrom + moves,
-    )
-    write_particles(folder / "near.star", near)
+    write_particles(folder / "near.star", disturb_particles(truth))
     reference = next((folder / "sim/truth/references").glob("*.mrc"))
     return Ribosomes(
         series, folder / "rec/tomograms.star", reference, folder / "true.star", folder / "near.star", truth

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.poses import disturb_particles
 from verglas.errors import UserError
 from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.relion_particles import read_particles, write_particles
@@ -63,18 +64,7 @@ def truth(simulation):
 def start(simulation, truth):
     """Poses a few degrees and ångströms from the truth, with half sets."""
     folder = simulation.parent / "start"
-    generator = torch.Generator().manual_seed(0)
-    turns = rotation_vectors_to_matrices(
-        4 * torch.randn(len(truth), 3, generator=generator, dtype=torch.float64)
-    )
-    rotations = euler_to_matrices(torch.from_numpy(truth.angles_deg)) @ turns
-    moves = 6 * torch.randn(len(truth), 3, generator=generator, dtype=torch.float64).numpy()
-    near = replace(
-        truth,
-        angles_deg=matrices_to_euler(rotations).numpy(),
-        positions_angstrom=truth.positions_angstrom + moves,
-    )
-    write_particles(folder / "near.star", near)
+    write_particles(folder / "near.star", disturb_particles(truth))
     params = ParticlesParams(particles=(folder / "near.star",))
     assert not run_step(PARTICLES_STEP, params, folder / "job", options=QUIET).failed
     return folder / "job/particles.star"

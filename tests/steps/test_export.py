@@ -78,12 +78,14 @@ def test_relion_refines_boxes_towards_the_truth(ribosomes, relion, tmp_path):
     (tmp_path / "refine").mkdir()
     relion(
         "relion_refine", "--i", tmp_path / "near/particles.star", "--o", "refine/run", "--ref", "map.mrc",
-        "--ini_high", 60, "--ctf", "--ctf_corrected_ref", "--iter", 1, "--particle_diameter", 300,
+        "--ini_high", 60, "--ctf", "--ctf_corrected_ref", "--iter", 3, "--particle_diameter", 300,
         "--flatten_solvent", "--zero_mask", "--oversampling", 1, "--healpix_order", 3, "--sigma_ang", 6,
-        "--offset_range", 1, "--offset_step", 1, "--norm", "--scale", "--pad", 2, "--random_seed", 1,
+        "--offset_range", 2, "--offset_step", 1, "--norm", "--scale", "--pad", 2, "--random_seed", 1,
+        # Without these the prior of the offsets, as 3.1 computes it, is zero for steps of pixels this large.
+        "--fix_sigma_offset", "--offset", 100,
     )  # fmt: skip
     found = read_particles(
-        tmp_path / "refine/run_it001_data.star", read_tilt_series(ribosomes.series), ribosomes.pixel
+        tmp_path / "refine/run_it003_data.star", read_tilt_series(ribosomes.series), ribosomes.pixel
     )
     true, before, after = (
         euler_to_matrices(torch.from_numpy(one.angles_deg))

@@ -189,6 +189,17 @@ def test_exposures_of_an_mdoc(plain, tmp_path):
     assert "has no mdoc of series 'TS_2'" in report.failed["TS_2"]
 
 
+def test_nominal_defocus_is_for_views_without_one(plain, shared_data, tmp_path):
+    run(tmp_path / "out", plain / "TS_1.xf", defocus=1.75)
+    assert imported(tmp_path / "out", "TS_1").mean_defocus_angstrom.tolist() == [17500.0] * 5
+    warp = shared_data / "tilt_series_empiar10499/00254.xml"
+    for name, given in (("none", {}), ("some", {"defocus": 9.0})):
+        run(tmp_path / name, warp, **given)
+    known, again = (imported(tmp_path / name, "00254").mean_defocus_angstrom for name in ("none", "some"))
+    assert known.tolist() == again.tolist()
+    assert 15000 < known.min() < known.max() < 20000
+
+
 def test_unknown_exposures_are_said(plain, tmp_path):
     report = run(tmp_path / "out", plain / "TS_1.xf", plain / "TS_2.xf")
     assert report.summary.warnings == [

@@ -92,17 +92,20 @@ def _choose_case(name: str, model: Path) -> Case:
 
 
 def _follow(name: str, case: Case) -> Iterator[Figure]:
-    """Run the cycles and tell how far the poses and the map of the last are from the truth."""
-    options = RunOptions(quiet=True, device="cpu", workers=available_cores())
     with tempfile.TemporaryDirectory(prefix="verglas-align-") as scratch:
-        folder = Path(scratch)
-        start = simulate_case(case, folder, options)
-        started = time.perf_counter()
-        cycles = list(average_and_align(case, start, folder, options))
-        seconds = time.perf_counter() - started
-        verdicts = [judge_average(folder / "simulate", *cycle) for cycle in cycles]
-        if case.symmetry != "C1":
-            yield _find_axes(name, case, cycles[0][0], folder, options)
+        yield from follow_case(name, case, Path(scratch))
+
+
+def follow_case(name: str, case: Case, folder: Path) -> Iterator[Figure]:
+    """Run the cycles in a folder and tell how far the poses and the map of the last are from the truth."""
+    options = RunOptions(quiet=True, device="cpu", workers=available_cores())
+    start = simulate_case(case, folder, options)
+    started = time.perf_counter()
+    cycles = list(average_and_align(case, start, folder, options))
+    seconds = time.perf_counter() - started
+    verdicts = [judge_average(folder / "simulate", *cycle) for cycle in cycles]
+    if case.symmetry != "C1":
+        yield _find_axes(name, case, cycles[0][0], folder, options)
     yield from _report(f"align.{name}", case, verdicts, judged=name != "quick")
     count = case.simulation.copies * case.simulation.count
     yield Figure(

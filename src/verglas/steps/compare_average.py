@@ -63,11 +63,12 @@ class AverageErrors:
     poses
         Of the particles.
     average, truth
-        `(n, n, n)` the map, and the molecule in its frame.
+        `(n, n, n)` the filtered map, and the molecule in its frame.
     pixel_size_angstrom
         Of both.
     frequency, correlation
-        `(s,)` 1/Å, and the correlation of the two within the map's mask.
+        `(s,)` 1/Å, and the correlation of the unfiltered map with the truth, within the map's mask: a filter cuts
+        some directions off before others, and behind it a mask leaves nothing of what was there.
     truth_angstrom
         Where it falls to 0.5.
     half_maps_angstrom
@@ -90,7 +91,7 @@ def list_items(params: CompareAverageParams) -> list[Item]:
         check_exists(params.particles, "table of particles"),
         *(
             check_exists(params.average / name, "file of the average")
-            for name in (*_MAPS, "fsc.star", "job.json")
+            for name in (*_MAPS, *_HALVES, "fsc.star", "job.json")
         ),
         *(check_exists(params.simulation / name, "file of the simulation") for name in ("job.json", _TRUTH)),
     )
@@ -98,6 +99,7 @@ def list_items(params: CompareAverageParams) -> list[Item]:
 
 
 _MAPS = ("maps/average.mrc", "maps/mask.mrc")
+_HALVES = ("maps/half1.mrc", "maps/half2.mrc")
 _TRUTH = "truth/particles.star"
 
 
@@ -129,14 +131,14 @@ def judge_average(simulation: Path, particles: Path, average: Path) -> AverageEr
     moved = move_scatterers(body, poses.turn.numpy(), poses.shift_angstrom.numpy())
     size = volume.shape[0]
     truth = torch.from_numpy(render_volume(moved, (size,) * 3, pixel, sampling="average"))
-    found = torch.from_numpy(volume)
-    frequency, curve = fourier_shell_correlation(found, truth, pixel, torch.from_numpy(mask))
+    first, second = (torch.from_numpy(read_volume(average / name)[0]) for name in _HALVES)
+    frequency, curve = fourier_shell_correlation((first + second) / 2, truth, pixel, torch.from_numpy(mask))
     label = "rlnFourierShellCorrelationCorrected"
     table = read_table(average / "fsc.star", "fsc", required=("rlnResolution", label))
     halves = torch.tensor(table[label].to_numpy(dtype=float)).to(frequency)
     return AverageErrors(
         poses,
-        found,
+        torch.from_numpy(volume),
         truth,
         pixel,
         frequency,

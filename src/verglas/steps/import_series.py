@@ -65,6 +65,13 @@ class ImportParams(Params):
             "tilt outward unless there is an mdoc",
         ),
     ] = None
+    defocus: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="nominal underfocus in µm, where the format does not say it: for images too coarse for `ctf`",
+        ),
+    ] = None
     mdoc: Annotated[
         Path | None,
         Field(
@@ -123,6 +130,7 @@ def run_item(item: Item, params: ImportParams, context: Context) -> ItemResult:
 
     imported = read_source(source, header, optics_of)
     series, told = _set_exposures(imported, source, params)
+    series = _set_defocus(series, params.defocus)
     warnings += [*imported.warnings, *told, *_check_geometry(series, source)]
     if params.flip_hand:
         series = _flip_hand(series)
@@ -189,6 +197,17 @@ def _set_exposures(
     told = ["the order of the views is taken as dose-symmetric from the lowest tilt; `mdoc` would tell it"]
     exposure = np.full(len(series), params.exposure)
     return replace(series, pre_exposure_e_per_a2=before[rows], exposure_e_per_a2=exposure), told
+
+
+def _set_defocus(series: TiltSeries, defocus_um: float | None) -> TiltSeries:
+    """Give views without defocus the one that the user says."""
+    if defocus_um is None:
+        return series
+    u, v = (
+        np.where(np.isnan(known), 1e4 * defocus_um, known)
+        for known in (series.defocus_u_angstrom, series.defocus_v_angstrom)
+    )
+    return replace(series, defocus_u_angstrom=u, defocus_v_angstrom=v)
 
 
 def _record_exposures(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.poses import disturb_poses
 from tests.unit.averaging.cases import PIXEL, draw_body, draw_poses, open_views
 from verglas.algo.averaging.alignment import Reference, align_particles, plan_search
 from verglas.algo.averaging.halves import (
@@ -32,7 +33,6 @@ from verglas.ops.rotation import (
     angular_distance_deg,
     local_rotations,
     random_rotations,
-    rotation_vectors_to_matrices,
 )
 from verglas.ops.symmetry import split_group, symmetry_matrices
 
@@ -89,15 +89,6 @@ def refer(body, finest, symmetry="C1", **options):
     return Reference(body * soft_sphere_mask((BOX,) * 3, 8, 4), PIXEL, plan)
 
 
-def disturb(positions, rotations, turn_deg, shift):
-    generator = torch.Generator().manual_seed(3)
-    turns = rotation_vectors_to_matrices(
-        turn_deg * torch.randn(len(positions), 3, generator=generator, dtype=torch.float64)
-    )
-    moves = shift * torch.randn(len(positions), 3, generator=generator, dtype=torch.float64)
-    return positions + moves, rotations @ turns
-
-
 @pytest.fixture(scope="module")
 def faint(noisy):
     _, positions, rotations = noisy
@@ -111,7 +102,7 @@ def faint(noisy):
 )
 def test_poses_are_found_to_about_a_degree(noisy, faint, options):
     _, positions, rotations = noisy
-    start = disturb(positions, rotations, 4, 8)
+    start = disturb_poses(positions, rotations, 4, 8, seed=3)
     poses, chosen = align_particles(faint, *start, [refer(draw_body(BOX), 25, **options)])
     assert float(angular_distance_deg(poses.rotations, rotations).median()) < 1.5
     assert float((poses.positions_angstrom - positions).norm(dim=-1).median()) < 1.5
@@ -125,7 +116,7 @@ def test_the_same_pose_is_found_from_near_and_from_far(noisy):
     reference = refer(draw_body(BOX), 25)
     far, near = (
         align_particles(source, positions, start, [reference])[0]
-        for start in (disturb(positions, rotations, 4, 0)[1], rotations)
+        for start in (disturb_poses(positions, rotations, 4, 0, seed=3)[1], rotations)
     )
     assert float(angular_distance_deg(far.rotations, near.rotations).median()) < 0.2
     assert float((far.scores / near.scores - 1).abs().median()) < 1e-3

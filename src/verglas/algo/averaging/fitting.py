@@ -25,6 +25,8 @@ from verglas.ops.rotation import rotation_vectors_to_matrices
 from verglas.shapes import Rotations, Values, Vectors
 
 _OVERSAMPLING = 2
+# How far a particle may be expected from where the grid put it, standard deviations; one with little signal stays.
+_TURN_DEG, _SHIFT_PX = 4.0, 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +154,6 @@ def move_poses(
     return moved, rotations @ turns
 
 
-@dataclass(frozen=True)
-class Prior:
-    """How far a particle may be expected from where the grid put it: standard deviations."""
-
-    turn_deg: float = 4.0
-    shift_px: float = 1.0
-
-
 def refine_poses(
     cut: CutParticles,
     positions_angstrom: Vectors,
@@ -167,7 +161,6 @@ def refine_poses(
     reference: SlicedReference,
     *,
     reach: float | None = None,
-    prior: Prior = Prior(),
     rounds: int,
 ) -> Poses:
     """Take steps of Gauss and Newton, with the particle's contrast free, and keep the best of all poses on the way.
@@ -182,8 +175,6 @@ def refine_poses(
         What they are compared with.
     reach
         Greatest radius that is compared, in pixels of the box's transform; that of the reference when not given.
-    prior
-        Keeps particles with little signal where they are.
     rounds
         Steps; with none the poses are only scored.
     """
@@ -202,7 +193,7 @@ def refine_poses(
         poses = Poses(positions_angstrom, rotations, scores)
         best = best.or_better(poses) if best else poses
         if left_to_do:
-            steps = _solve(sums.left, sums.right, prior, cut.source.box)
+            steps = _solve(sums.left, sums.right, cut.source.box)
             turns = rotation_vectors_to_matrices(torch.rad2deg(steps[:, :3]))
             positions_angstrom, rotations = move_poses(
                 positions_angstrom,
@@ -215,13 +206,13 @@ def refine_poses(
     return best
 
 
-def _solve(left: Tensor, right: Tensor, prior: Prior, box: int) -> Float[Tensor, "p 6"]:
+def _solve(left: Tensor, right: Tensor, box: int) -> Float[Tensor, "p 6"]:
     """Solve for the steps (ω, t), radians and sides of the box.
 
     The first unknown is the contrast, which multiplies the others.
     """
     contrast = (right[:, 0] / left[:, 0, 0].clamp(min=1e-30)).clamp(min=1e-12)
-    spread = [math.radians(prior.turn_deg)] * 3 + [prior.shift_px / box] * 3
+    spread = [math.radians(_TURN_DEG)] * 3 + [_SHIFT_PX / box] * 3
     scale = torch.tensor([1.0, *spread], dtype=left.dtype)
     damped = left.clone()
     # A particle that no view shows stays where it is.
