@@ -217,6 +217,12 @@ STEPS = (
         "Find the membranes of 2-D class averages.",
     ),
     StepCommand(
+        "membranes subtract",
+        "verglas.steps.membranes_subtract.MEMBRANES_SUBTRACT_STEP",
+        SUBTRACTION,
+        "Take membranes out of particles.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,
