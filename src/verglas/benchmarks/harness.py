@@ -29,6 +29,7 @@ BENCHMARKS = {
     "match": "verglas.benchmarks.match",
     "no-invention": "verglas.benchmarks.no_invention",
     "preprocess": "verglas.benchmarks.preprocess",
+    "membranes": "verglas.benchmarks.membranes",
     "motion": "verglas.benchmarks.motion",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",

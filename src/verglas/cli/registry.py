@@ -223,6 +223,12 @@ STEPS = (
         "Take membranes out of particles.",
     ),
     StepCommand(
+        "membranes micrographs",
+        "verglas.steps.membranes_micrographs.MEMBRANES_MICROGRAPHS_STEP",
+        SUBTRACTION,
+        "Take membranes out of micrographs by their particles.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,

@@ -257,7 +257,7 @@ def fit_membranes(
         membrane = evaluate_membranes(region, profiles, moves, scales)
         background = solved[4 * len(profiles) :] @ columns[4 * len(profiles) :]
         rest = values - membrane - background
-        weight, noise = _weigh_blocks(rest, region)
+        weight, noise = weigh_blocks(rest, region)
         if turn == _ROUNDS - 1:
             beside = columns[4 * len(profiles) :]
             scales = _finish_scales(values, region, profiles, moves, weight, beside, absolute=absolute)
@@ -402,7 +402,7 @@ def _evaluate_one(region: Region, number: int, profile: Profile, moves: FloatArr
     return profile.evaluate(region.distance[number] - moves @ move_basis(region.position[number]))
 
 
-def _weigh_blocks(rest: FloatArray, region: Region) -> tuple[FloatArray, float]:
+def weigh_blocks(rest: FloatArray, region: Region) -> tuple[FloatArray, float]:
     """Return the weight of each pixel by how well its block and those around it follow the model, and the noise."""
     size = int(np.prod(region.grid))
     counts = np.bincount(region.blocks, minlength=size).reshape(region.grid).astype(float)
