@@ -51,16 +51,24 @@ def vesicle(tmp_path_factory) -> Vesicle:
     write_mrc(folder / "S1/motioncorrected/mic.mrc", micrograph.astype(np.float32), voxel_size_angstrom=PIXEL)
     angles = np.arange(0, 360, 12.0)
     turns = np.deg2rad(angles)
-    places = np.rint(np.stack([CENTRE[1] + RADIUS * np.cos(turns), CENTRE[0] + RADIUS * np.sin(turns)], axis=1))
+    places = np.rint(
+        np.stack([CENTRE[1] + RADIUS * np.cos(turns), CENTRE[0] + RADIUS * np.sin(turns)], axis=1)
+    )
     images = []
     for column, row in places.astype(int):
-        box = np.pad(micrograph, BOX, mode="edge")[row + BOX // 2 : row + 3 * BOX // 2, column + BOX // 2 :][:, :BOX]
+        box = np.pad(micrograph, BOX, mode="edge")[row + BOX // 2 : row + 3 * BOX // 2, column + BOX // 2 :][
+            :, :BOX
+        ]
         images.append(-(box - box.mean()) / box.std())
-    write_mrc(folder / "particles.mrcs", np.array(images, np.float32), voxel_size_angstrom=PIXEL, is_stack=True)
+    write_mrc(
+        folder / "particles.mrcs", np.array(images, np.float32), voxel_size_angstrom=PIXEL, is_stack=True
+    )
     # In the class the membrane runs along y and its inside is to the left: the outward direction is x.
     b = np.arange(BOX) - BOX // 2
     average = bilayer(np.hypot(b[:, None], b[None, :] + RADIUS) - RADIUS) + rng.normal(0, 0.1, (BOX, BOX))
-    write_mrc(folder / "averages.mrcs", average[None].astype(np.float32), voxel_size_angstrom=PIXEL, is_stack=True)
+    write_mrc(
+        folder / "averages.mrcs", average[None].astype(np.float32), voxel_size_angstrom=PIXEL, is_stack=True
+    )
     exact = np.stack([CENTRE[1] + RADIUS * np.cos(turns), CENTRE[0] + RADIUS * np.sin(turns)], axis=1)
     optics = {
         "rlnOpticsGroup": [1],
@@ -126,7 +134,10 @@ def test_the_average_is_measured(analyzed: Path) -> None:
 def test_particles_lose_their_membrane_and_keep_what_is_on_it(vesicle: Vesicle, subtracted: Path) -> None:
     rows = read_star(subtracted / "particles.star")["particles"]
     assert rows["rlnImageOriginalName"].iloc[0].startswith("000001@")
-    before, after = read_mrc(vesicle.folder / "particles.mrcs"), read_mrc(subtracted / "stacks/part_00001.mrcs")
+    before, after = (
+        read_mrc(vesicle.folder / "particles.mrcs"),
+        read_mrc(subtracted / "stacks/part_00001.mrcs"),
+    )
     assert read_mrc_header(subtracted / "stacks/part_00001.mrcs").pixel_size_angstrom == pytest.approx(PIXEL)
     taken = (before - after).astype(float)
     places = rows[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy().astype(int)

@@ -57,7 +57,8 @@ def measure_distance(path_xy: FloatArray, points_xy: FloatArray) -> FloatArray:
 def bilayer(distance: FloatArray, gap: float, sigma1: float, sigma2: float) -> FloatArray:
     """Two Gaussians of height 1."""
     return np.asarray(
-        np.exp(-0.5 * ((distance + gap / 2) / sigma1) ** 2) + np.exp(-0.5 * ((distance - gap / 2) / sigma2) ** 2)
+        np.exp(-0.5 * ((distance + gap / 2) / sigma1) ** 2)
+        + np.exp(-0.5 * ((distance - gap / 2) / sigma2) ** 2)
     )
 
 
@@ -160,14 +161,19 @@ def _colour(noise: FloatArray) -> FloatArray:
     """Noise with more power at low frequency, its variance kept."""
     size = len(noise)
     radius = np.hypot(*np.meshgrid(np.fft.rfftfreq(size), np.fft.fftfreq(size)))
-    filtered = np.fft.irfft2(np.fft.rfft2(noise) * np.sqrt(1 + 8 * np.exp(-((radius / 0.05) ** 2))), noise.shape)
+    filtered = np.fft.irfft2(
+        np.fft.rfft2(noise) * np.sqrt(1 + 8 * np.exp(-((radius / 0.05) ** 2))), noise.shape
+    )
     return np.asarray(filtered * noise.std() / filtered.std())
 
 
 def _write_particles(case: Case, psi: FloatArray, origin: FloatArray, defocus: FloatArray) -> None:
     count, box = len(psi), case.images.shape[-1]
     write_mrc(
-        case.folder / "particles.mrcs", case.images.astype(np.float32), voxel_size_angstrom=PIXEL, is_stack=True
+        case.folder / "particles.mrcs",
+        case.images.astype(np.float32),
+        voxel_size_angstrom=PIXEL,
+        is_stack=True,
     )
     optics = {
         "rlnOpticsGroup": [1],
@@ -190,7 +196,9 @@ def _write_particles(case: Case, psi: FloatArray, origin: FloatArray, defocus: F
         "rlnDefocusV": defocus,
         "rlnDefocusAngle": 0.0,
     }
-    write_star(case.folder / "particles.star", {"optics": pd.DataFrame(optics), "particles": pd.DataFrame(rows)})
+    write_star(
+        case.folder / "particles.star", {"optics": pd.DataFrame(optics), "particles": pd.DataFrame(rows)}
+    )
 
 
 def _write_average(case: Case, look: Look, rng: np.random.Generator) -> None:
@@ -198,7 +206,13 @@ def _write_average(case: Case, look: Look, rng: np.random.Generator) -> None:
     box = case.images.shape[-1]
     points = _reference_points(box, 0.0, np.zeros(2))
     grey = np.sum(
-        [bilayer(measure_distance(path, points), look.gap, look.sigma, look.sigma) for path in look.curves], axis=0
+        [bilayer(measure_distance(path, points), look.gap, look.sigma, look.sigma) for path in look.curves],
+        axis=0,
     )
     image = grey.reshape(box, box) + rng.normal(0, 0.15, (box, box))
-    write_mrc(case.folder / "averages.mrcs", image[None].astype(np.float32), voxel_size_angstrom=PIXEL, is_stack=True)
+    write_mrc(
+        case.folder / "averages.mrcs",
+        image[None].astype(np.float32),
+        voxel_size_angstrom=PIXEL,
+        is_stack=True,
+    )

@@ -126,7 +126,9 @@ def _run(folder: Path, out: str, *, workers: int = 1, ctf: bool = False) -> floa
 
 def _subtract(case: Case, look: Look, name: str) -> Iterator[Figure]:
     _run(case.folder, "subtracted", ctf=look.ctf)
-    after = np.concatenate([read_mrc(one) for one in sorted((case.folder / "subtracted/stacks").glob("*.mrcs"))])
+    after = np.concatenate(
+        [read_mrc(one) for one in sorted((case.folder / "subtracted/stacks").glob("*.mrcs"))]
+    )
     taken = case.images - after
     left = np.sqrt(_energy(case.membranes - taken) / _energy(case.membranes))
     limit = PEER_LEFT[look.snr] / 2

@@ -35,7 +35,9 @@ def make_micrograph(
     y, x = (one.ravel().astype(float) for one in np.mgrid[:size, :size])
     points = np.stack([x, y], axis=1)
     middle = size / 2
-    centres = [(middle + 5.3, middle - 8.6)] if rings == 1 else [(middle - 90, middle), (middle + 100, middle + 20)]
+    centres = (
+        [(middle + 5.3, middle - 8.6)] if rings == 1 else [(middle - 90, middle), (middle + 100, middle + 20)]
+    )
     membranes, mask = np.zeros(size * size), np.zeros(size * size)
     for number, centre in enumerate(centres):
         radius = 210.0 - 40 * number if rings == 1 else 170.0 - 25 * number

@@ -229,6 +229,12 @@ STEPS = (
         "Take membranes out of micrographs by their particles.",
     ),
     StepCommand(
+        "membranes trace",
+        "verglas.steps.membranes_trace.MEMBRANES_TRACE_STEP",
+        SUBTRACTION,
+        "Trace membranes in whole micrographs, and take them out.",
+    ),
+    StepCommand(
         "simulate",
         "verglas.steps.simulate.SIMULATE_STEP",
         WHOLE,

@@ -60,7 +60,9 @@ def draw_overlay(
         for number, (distance, grey, model) in enumerate(profiles):
             colour = COLOURS[number % len(COLOURS)]
             axes.plot(distance, grey, color=colour, label="average" if not number else None)
-            axes.plot(distance, model, color=colour, linestyle="--", label="taken out" if not number else None)
+            axes.plot(
+                distance, model, color=colour, linestyle="--", label="taken out" if not number else None
+            )
         axes.axhline(0, color=MUTED, linewidth=0.6)
         axes.set_xlabel("distance from the curve, Å")
         axes.set_title(title, fontsize=9)
@@ -119,7 +121,9 @@ def draw_fits(
         ):
             axes = figure.add_subplot(grid[0, column])
             low, high = np.percentile(values, (0.5, 99.5))
-            axes.hist(values, bins=40, range=(float(low), max(float(high), float(low) + 1e-6)), color=COLOURS[0])
+            axes.hist(
+                values, bins=40, range=(float(low), max(float(high), float(low) + 1e-6)), color=COLOURS[0]
+            )
             axes.set_xlabel(label)
             axes.set_ylabel("membranes")
         axes = figure.add_subplot(grid[0, 2])
@@ -130,4 +134,43 @@ def draw_fits(
         axes.set_xlabel("distance from the curve, Å")
         axes.set_title("mean before, and after (dashed)", fontsize=9)
         axes.legend()
+        save_figure(figure, path)
+
+
+def draw_traced(
+    images: tuple[FloatArray, FloatArray],
+    curves: Sequence[FloatArray],
+    pixel_size_angstrom: float,
+    path: Path,
+) -> None:
+    """Draw a micrograph, the membranes that were traced in it, and what is left without them.
+
+    Parameters
+    ----------
+    images
+        `(y, x)` before and after, in one range of grey.
+    curves
+        `(m, 2)` yx each.
+    pixel_size_angstrom
+        Side of a pixel.
+    path
+        The PNG to write.
+    """
+    height = PAGE_INCHES / 3 * images[0].shape[0] / images[0].shape[1]
+    with house_style():
+        figure = make_figure(PAGE_INCHES, height)
+        grid = figure.add_gridspec(1, 3)
+        for column, (image, word) in enumerate(
+            ((images[0], "before"), (images[0], "traced"), (images[1], "after"))
+        ):
+            axes = figure.add_subplot(grid[0, column])
+            show_image(axes, image, pixel_size_angstrom, max(20.0, 2.5 * pixel_size_angstrom))
+            label_image(axes, word)
+            if column == 1:
+                for number, one in enumerate(curves):
+                    axes.plot(one[:, 1], one[:, 0], color=COLOURS[number % len(COLOURS)], linewidth=0.8)
+                axes.set_xlim(-0.5, image.shape[1] - 0.5)
+                axes.set_ylim(-0.5, image.shape[0] - 0.5)
+            else:
+                draw_scale_bar(axes, image.shape[1], pixel_size_angstrom)
         save_figure(figure, path)

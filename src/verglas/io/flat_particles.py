@@ -81,7 +81,9 @@ def read_flat_particles(path: Path | str) -> FlatParticles:
     images = _find_images(names, path)
     pixel = column("rlnImagePixelSize")
     if not (pixel > 0).all():
-        pixel = np.full(len(filled), read_mrc_header(check_exists(images[0].path, "stack")).pixel_size_angstrom or 1.0)
+        pixel = np.full(
+            len(filled), read_mrc_header(check_exists(images[0].path, "stack")).pixel_size_angstrom or 1.0
+        )
     origins = _read_origins(filled, path, pixel)
     groups, optics_records = _group(filled, pixel)
     defocus = column("rlnDefocusU")
@@ -132,8 +134,16 @@ def _fill(rows: pd.DataFrame, optics: pd.DataFrame | None, path: Path) -> pd.Dat
             )
         return filled
     require_columns(rows, ["rlnOpticsGroup"], path, "particles")
-    wanted = ["rlnOpticsGroup", "rlnImagePixelSize", "rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
-    known = optics[[label for label in wanted if label in optics and (label == "rlnOpticsGroup" or label not in rows)]]
+    wanted = [
+        "rlnOpticsGroup",
+        "rlnImagePixelSize",
+        "rlnVoltage",
+        "rlnSphericalAberration",
+        "rlnAmplitudeContrast",
+    ]
+    known = optics[
+        [label for label in wanted if label in optics and (label == "rlnOpticsGroup" or label not in rows)]
+    ]
     return rows.merge(known, on="rlnOpticsGroup", how="left", validate="many_to_one")
 
 

@@ -107,7 +107,9 @@ def read_batch(
         part = rows[start : start + 64]
         for row, image in zip(part, read_images([table.images[row] for row in part]), strict=True):
             if not np.isfinite(image).all():
-                raise UserError(f"particle {int(row) + 1} ({particles.table.names[row]}) has values that are not finite")
+                raise UserError(
+                    f"particle {int(row) + 1} ({particles.table.names[row]}) has values that are not finite"
+                )
             pixel = table.optics[table.optics_group[row]].pixel_size_angstrom
             origin = table.origins_angstrom[row] / pixel
             psi = float(table.angles_deg[row, 2])
@@ -133,7 +135,9 @@ def make_transfers(
     transfers = []
     for normal, profile in zip(model.maps.normals_yx, model.profiles, strict=True):
         direction = np.rad2deg(np.arctan2(normal[0], normal[1])) - psi_deg
-        defocus = astigmatic_defocus(*(torch.tensor(one, dtype=torch.float64) for one in (direction, u, v, angle)))
+        defocus = astigmatic_defocus(
+            *(torch.tensor(one, dtype=torch.float64) for one in (direction, u, v, angle))
+        )
         count = len(profile.coefficients)
         padded = 4 * count
         frequency = torch.fft.rfftfreq(padded, optics.pixel_size_angstrom, dtype=torch.float64)

@@ -49,7 +49,8 @@ class MembranesAnalyzeParams(Params):
         float | None, Field(gt=0, description="Å of the averages where their header does not say it")
     ] = None
     kappa_templates: Annotated[
-        int, Field(ge=0, le=400, description="templates of the best membrane bent from side to side, to pick by")
+        int,
+        Field(ge=0, le=400, description="templates of the best membrane bent from side to side, to pick by"),
     ] = 0
 
 
@@ -60,12 +61,16 @@ def list_items(params: MembranesAnalyzeParams) -> list[Item]:
     header = read_mrc_header(check_exists(params.averages, "class averages"))
     pixel = params.pixel_size or header.pixel_size_angstrom
     if not pixel:
-        raise UserError(f"the header of {str(params.averages)!r} does not say the pixel size; expected `pixel_size`")
+        raise UserError(
+            f"the header of {str(params.averages)!r} does not say the pixel size; expected `pixel_size`"
+        )
     wrong = [one for one in params.classes if one > header.shape[0]]
     if wrong:
         raise UserError(f"{str(params.averages)!r} holds {header.shape[0]} averages; got class {wrong[0]}")
     chosen = params.classes or range(1, header.shape[0] + 1)
-    return [Item(f"class_{number:05d}", (number, pixel), (params.averages,)) for number in sorted(set(chosen))]
+    return [
+        Item(f"class_{number:05d}", (number, pixel), (params.averages,)) for number in sorted(set(chosen))
+    ]
 
 
 def run_item(item: Item, params: MembranesAnalyzeParams, context: Context) -> ItemResult:
@@ -166,7 +171,9 @@ def summarise(results: dict[str, ItemResult], params: MembranesAnalyzeParams, fo
     values = {
         "membranes": Value(len(records), "", f"in {len(results)} averages"),
         "leaflet distance": Value(round(float(np.median(distance)), 2), "Å", "the median"),
-        "quality": Value(round(float(np.median(quality)), 3), "", "correlation with curve and profile; the median"),
+        "quality": Value(
+            round(float(np.median(quality)), 3), "", "correlation with curve and profile; the median"
+        ),
     }
     figures = [
         Figure(f"figures/{name}.png", f"{name}: the curve must lie between the leaflets")

@@ -32,7 +32,8 @@ class MembranesMicrographsParams(Params):
     """Take membranes out of micrographs by the particles that they were taken out of, as a difference of grey."""
 
     particles: Annotated[
-        Path, Field(description="`particles.star` or `.cs` of `membranes subtract`, with places in micrographs")
+        Path,
+        Field(description="`particles.star` or `.cs` of `membranes subtract`, with places in micrographs"),
     ]
     originals: Annotated[
         Path | None,
@@ -54,7 +55,9 @@ def list_items(params: MembranesMicrographsParams) -> list[Item]:
     items = []
     for micrograph, own in rows.items():
         stacks = dict.fromkeys(one.path for row in own for one in (images[row], originals[row]))
-        items.append(Item(micrograph.stem, (str(micrograph), tuple(own)), (params.particles, micrograph, *stacks)))
+        items.append(
+            Item(micrograph.stem, (str(micrograph), tuple(own)), (params.particles, micrograph, *stacks))
+        )
     return items
 
 
@@ -118,17 +121,19 @@ def run_item(item: Item, params: MembranesMicrographsParams, context: Context) -
     return ItemResult((name, figure), values, warnings)
 
 
-def _draw(
-    before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], pixel: float, path: Path
-) -> None:
+def _draw(before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], pixel: float, path: Path) -> None:
     import torch
 
     from verglas.figures.membranes import draw_subtracted
     from verglas.ops.binning import bin_images
 
     factor = max(1, max(before.shape) // _DRAWN_PIXELS)
-    small = [bin_images(torch.from_numpy(np.ascontiguousarray(one)), factor).numpy() for one in (before, after)]
-    draw_subtracted([(small[0], small[1])], pixel * factor, path, lowpass_angstrom=max(20.0, 2.5 * pixel * factor))
+    small = [
+        bin_images(torch.from_numpy(np.ascontiguousarray(one)), factor).numpy() for one in (before, after)
+    ]
+    draw_subtracted(
+        [(small[0], small[1])], pixel * factor, path, lowpass_angstrom=max(20.0, 2.5 * pixel * factor)
+    )
 
 
 def summarise(results: dict[str, ItemResult], params: MembranesMicrographsParams, folder: Path) -> Summary:
@@ -217,9 +222,13 @@ def estimate(items: list[Item], params: MembranesMicrographsParams) -> Estimate:
     """From the sizes of the micrographs, by times measured on one core."""
     from verglas.io.mrc_header import read_mrc_header
 
-    pixels = [float(np.prod(read_mrc_header(check_exists(item.record[0], "micrograph")).shape)) for item in items]
+    pixels = [
+        float(np.prod(read_mrc_header(check_exists(item.record[0], "micrograph")).shape)) for item in items
+    ]
     particles = sum(len(item.record[1]) for item in items)
-    return Estimate((400 << 20) + int(40 * max(pixels)), int(4 * sum(pixels)), 0.3 * particles + 5e-8 * sum(pixels))
+    return Estimate(
+        (400 << 20) + int(40 * max(pixels)), int(4 * sum(pixels)), 0.3 * particles + 5e-8 * sum(pixels)
+    )
 
 
 MEMBRANES_MICROGRAPHS_STEP = Step(

@@ -37,7 +37,10 @@ class MembranesSubtractParams(Params):
         Path, Field(description="`particles.star` of RELION or `.cs` of cryoSPARC with 2-D classes and poses")
     ]
     membranes: Annotated[
-        Path, Field(description="`membranes.star` of `membranes analyze`, or `mem_analysis.star` of MemXTerminator")
+        Path,
+        Field(
+            description="`membranes.star` of `membranes analyze`, or `mem_analysis.star` of MemXTerminator"
+        ),
     ]
     scale: Annotated[
         Literal["squares", "absolute"],
@@ -46,7 +49,9 @@ class MembranesSubtractParams(Params):
     ctf: Annotated[
         bool, Field(description="apply each particle's transfer function to one profile of the class")
     ] = False
-    float16: Annotated[bool, Field(description="write 16-bit floats, MRC mode 12; RELION 4 and later")] = False
+    float16: Annotated[bool, Field(description="write 16-bit floats, MRC mode 12; RELION 4 and later")] = (
+        False
+    )
 
 
 def list_items(params: MembranesSubtractParams) -> list[Item]:
@@ -131,9 +136,7 @@ class _Kept:
             self._examples.append(np.stack([particle.image, after]).astype(np.float32))
         return after
 
-    def _add_line(
-        self, region: "Region", values: npt.NDArray[Any], fit: "Fit", model: "ClassModel"
-    ) -> None:
+    def _add_line(self, region: "Region", values: npt.NDArray[Any], fit: "Fit", model: "ClassModel") -> None:
         """Add the grey across the first membrane, before and after."""
         size = self._lines.shape[1]
         shift = fit.moves[0, 0]
@@ -147,7 +150,9 @@ class _Kept:
 
     def pack(self) -> dict[str, npt.NDArray[Any]]:
         """Return all as arrays."""
-        examples = np.array(self._examples, np.float32) if self._examples else np.zeros((0, 2, 1, 1), np.float32)
+        examples = (
+            np.array(self._examples, np.float32) if self._examples else np.zeros((0, 2, 1, 1), np.float32)
+        )
         return {**self._values, "lines": self._lines, "examples": examples}
 
 
@@ -200,14 +205,18 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
         )
         figures = [
             Figure("figures/particles.png", "particles before and after, smoothed for the eye"),
-            Figure("figures/fits.png", "scales, how far membranes lay from their poses, and the grey across them"),
+            Figure(
+                "figures/fits.png", "scales, how far membranes lay from their poses, and the grey across them"
+            ),
         ]
     mean = float(values["scale"][done].mean()) if done.any() else 0.0
     left = float(np.sqrt((after**2).sum() / max((before**2).sum(), 1e-30)))
     told = {
         "particles": Value(len(rows), "", f"{int(done.sum())} of them with membranes"),
         "scale": Value(round(mean, 4), "", "of the class's membrane in a particle; the mean"),
-        "scatter": Value(round(float(values["scale"][done].std()) if done.any() else 0.0, 4), "", "of the scales"),
+        "scatter": Value(
+            round(float(values["scale"][done].std()) if done.any() else 0.0, 4), "", "of the scales"
+        ),
         "moved": Value(
             round(float(np.sqrt(np.mean(values["shift"][done] ** 2))) * pixel if done.any() else 0.0, 2),
             "Å",
@@ -222,7 +231,9 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
     }
     warnings = []
     if not done.all():
-        warnings.append(f"{int((~done).sum())} particles are of classes without membranes and were copied unchanged")
+        warnings.append(
+            f"{int((~done).sum())} particles are of classes without membranes and were copied unchanged"
+        )
     return Summary(figures, told, warnings, [f"particles{suffix}"])
 
 

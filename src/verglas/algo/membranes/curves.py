@@ -113,7 +113,9 @@ def resample_path(points_yx: FloatArray, step: float, *, closed: bool) -> FloatA
     if closed:
         path[-1] = path[0]
     curve = CubicSpline(s, path, bc_type="periodic" if closed else "natural")
-    return np.asarray(curve(np.linspace(0, s[-1], count, endpoint=False) if closed else np.linspace(0, s[-1], count)))
+    return np.asarray(
+        curve(np.linspace(0, s[-1], count, endpoint=False) if closed else np.linspace(0, s[-1], count))
+    )
 
 
 def path_normals(points_yx: FloatArray, *, closed: bool) -> FloatArray:

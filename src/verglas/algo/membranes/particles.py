@@ -385,7 +385,9 @@ def _finish_scales(
 ) -> FloatArray:
     """Return the scales once the moves and the weights stand."""
     count = len(profiles)
-    models = [_evaluate_one(region, number, profile, moves[number]) for number, profile in enumerate(profiles)]
+    models = [
+        _evaluate_one(region, number, profile, moves[number]) for number, profile in enumerate(profiles)
+    ]
     columns = np.concatenate([np.array(models), background])
     share, solved = weight, np.zeros(len(columns))
     for _ in range(_ABSOLUTE_ROUNDS if absolute else 1):

@@ -79,7 +79,10 @@ def place_particle(
     high = [min(size, one + side) for one, size in zip(first, micrograph.shape, strict=True)]
     if min(h - lo for h, lo in zip(high, low, strict=True)) < 8:
         return None
-    grids = [(np.arange(lo, h) - f - side // 2) / factor + box // 2 for lo, h, f in zip(low, high, first, strict=True)]
+    grids = [
+        (np.arange(lo, h) - f - side // 2) / factor + box // 2
+        for lo, h, f in zip(low, high, first, strict=True)
+    ]
     difference = _read(np.asarray(before, float) - after, grids, factor)
     smooth = max(1.0, 1.5 * factor)
     image = gaussian_filter(_read(np.asarray(before, float), grids, factor), smooth)
@@ -184,11 +187,14 @@ def _group(patches: Sequence[Patch]) -> list[list[int]]:
 
 def _agree(first: Patch, second: Patch) -> bool:
     rows = slice(max(first.rows.start, second.rows.start), min(first.rows.stop, second.rows.stop))
-    columns = slice(max(first.columns.start, second.columns.start), min(first.columns.stop, second.columns.stop))
+    columns = slice(
+        max(first.columns.start, second.columns.start), min(first.columns.stop, second.columns.stop)
+    )
     if rows.stop - rows.start < 2 or columns.stop - columns.start < 2:
         return False
     a, b = (
-        one.removed[_shift(rows, one.rows.start), _shift(columns, one.columns.start)] for one in (first, second)
+        one.removed[_shift(rows, one.rows.start), _shift(columns, one.columns.start)]
+        for one in (first, second)
     )
     energy = float((a**2).sum()) * float((b**2).sum())
     return energy > 0 and float((a * b).sum()) > _SAME * np.sqrt(energy)

@@ -76,7 +76,14 @@ def find_membranes(
                 place_best = int(np.argmax(np.abs(best)))
                 score = float(best[place_best])
                 found.append(
-                    (abs(score), theta, place_best - reach, float(kappa), float(distance), 1 if score > 0 else -1)
+                    (
+                        abs(score),
+                        theta,
+                        place_best - reach,
+                        float(kappa),
+                        float(distance),
+                        1 if score > 0 else -1,
+                    )
                 )
     found.sort(reverse=True)
     return _keep_apart(found, image.shape, count)

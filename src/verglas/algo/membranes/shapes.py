@@ -194,7 +194,9 @@ def _bezier_basis(control: FloatArray, along: FloatArray) -> FloatArray:
     return np.concatenate([(weights * normal[:, axis : axis + 1]).T for axis in (0, 1)])
 
 
-def trace_ridge(image: FloatArray, weight: FloatArray, arc: Arc, distance: float, half_length: float) -> FloatArray:
+def trace_ridge(
+    image: FloatArray, weight: FloatArray, arc: Arc, distance: float, half_length: float
+) -> FloatArray:
     """Follow a membrane along an arc, to both sides of it, by the path of the greatest sum (dynamic programming).
 
     Parameters

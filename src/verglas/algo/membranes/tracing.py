@@ -16,12 +16,14 @@ from verglas.algo.membranes.profiles import bilayer_kernel
 FloatArray = npt.NDArray[np.float64]
 
 _DIRECTIONS = 24
-_STRONG, _WEAK = 6.0, 2.5
+_STRONG, _WEAK = 6.0, 2.2
 """Standard deviations of the answer at which a membrane begins, and at which it ends."""
 _MASK_STRONG, _MASK_WEAK = 0.5, 0.2
 _STEP = 2.0
 _STRAIGHT_DEG = 35.0
 _LEAST_LENGTH_ANGSTROM = 300.0
+_GAP = 12.0
+"""Leaflet distances over which two ends that look at each other are one membrane."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,9 @@ def answer_to_lines(mask: FloatArray, width: float, length: float) -> tuple[Floa
     return answers / max(float(answers.max()), 1e-12), angles
 
 
-def _filter(image: FloatArray, profile: object, length: float, *, scale: bool = True) -> tuple[FloatArray, FloatArray]:
+def _filter(
+    image: FloatArray, profile: object, length: float, *, scale: bool = True
+) -> tuple[FloatArray, FloatArray]:
     assert callable(profile)
     angles = np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS
     transform = np.fft.rfft2(image - np.median(image))
@@ -112,22 +116,74 @@ def trace_membranes(
         strong, weak = _STRONG, _WEAK
     best, which = answers.max(axis=0), answers.argmax(axis=0)
     free = np.ones(best.shape, dtype=bool)
-    traces: list[Trace] = []
+    found: list[Trace] = []
     top = maximum_filter(best, 5)
     seeds = np.argwhere((best == top) & (best > strong))
     seeds = seeds[np.argsort(-best[seeds[:, 0], seeds[:, 1]])]
     for seed in seeds:
         if not free[seed[0], seed[1]]:
             continue
-        trace = _follow(answers, angles, seed.astype(float), float(angles[which[seed[0], seed[1]]]), weak, distance, free)
-        _occupy(free, trace.points_yx, 1.2 * distance)
+        trace = _follow(
+            answers, angles, seed.astype(float), float(angles[which[seed[0], seed[1]]]), weak, distance, free
+        )
+        _occupy(free, trace, 1.5 * distance)
+        if len(trace.points_yx) * _STEP * pixel >= _LEAST_LENGTH_ANGSTROM / 3:
+            found.append(trace)
+        if len(found) == most:
+            break
+    traces = []
+    for trace in _join(found, _GAP * distance):
         length = np.linalg.norm(np.diff(trace.points_yx, axis=0), axis=1).sum() * pixel
         if length >= _LEAST_LENGTH_ANGSTROM:
             points = trace.points_yx * factor + (factor - 1) / 2
             traces.append(Trace(resample_path(points, 1.0, closed=trace.closed), trace.closed))
-        if len(traces) == most:
-            break
     return traces
+
+
+def _join(traces: list[Trace], gap: float) -> list[Trace]:
+    """Join open traces whose ends look at each other over less than `gap`, and close those that look at themselves."""
+    traces = list(traces)
+    while True:
+        best: tuple[float, int, int, int, int] | None = None
+        for i, first in enumerate(traces):
+            for j in range(i + 1):
+                second = traces[j]
+                if first.closed or second.closed or len(first.points_yx) < 6 or len(second.points_yx) < 6:
+                    continue
+                for a in (0, 1):
+                    for b in (0, 1) if i != j else (1 - a,):
+                        away = _look(first, a, second, b)
+                        if away < gap and (best is None or away < best[0]):
+                            best = (away, i, j, a, b)
+        if best is None:
+            return traces
+        _, i, j, a, b = best
+        if i == j:
+            traces[i] = Trace(traces[i].points_yx, closed=True)
+            continue
+        one, other = traces[i].points_yx, traces[j].points_yx
+        joined = np.concatenate([one[:: 1 if a else -1], other[:: -1 if b else 1]])
+        traces[j] = Trace(joined, closed=False)
+        del traces[i]
+
+
+def _look(first: Trace, a: int, second: Trace, b: int) -> float:
+    """Return the distance of two ends, or infinity where they do not look at each other."""
+    ends, ways = [], []
+    for trace, end in ((first, a), (second, b)):
+        points = trace.points_yx if end else trace.points_yx[::-1]
+        way = points[-1] - points[-6]
+        ends.append(points[-1])
+        ways.append(way / max(float(np.linalg.norm(way)), 1e-9))
+    gap = ends[1] - ends[0]
+    away = float(np.linalg.norm(gap))
+    if away > 3:
+        unit = gap / away
+        if unit @ ways[0] < 0.7 or -unit @ ways[1] < 0.7:
+            return float("inf")
+    elif ways[0] @ ways[1] > -0.5:
+        return float("inf")
+    return away
 
 
 def _bin(image: FloatArray, factor: int) -> FloatArray:
@@ -136,10 +192,11 @@ def _bin(image: FloatArray, factor: int) -> FloatArray:
     return np.asarray(parts.mean(axis=(1, 3)), float)
 
 
-def _occupy(free: npt.NDArray[np.bool_], points: FloatArray, radius: float) -> None:
+def _occupy(free: npt.NDArray[np.bool_], trace: Trace, radius: float) -> None:
     """Mark what lies near a trace as taken."""
     reach = np.arange(-radius, radius + 0.5, 0.5)
-    normals = path_normals(points, closed=False)
+    points = resample_path(trace.points_yx, 0.5, closed=trace.closed)
+    normals = path_normals(points, closed=trace.closed)
     near = np.rint(points[:, None] + reach[:, None] * normals[:, None]).astype(np.int64).reshape(-1, 2)
     near = near[((near >= 0) & (near < free.shape)).all(axis=1)]
     free[near[:, 0], near[:, 1]] = False
@@ -200,8 +257,11 @@ def _walk(
         weight = 0.5 if value >= weak else 0.0
         angle += weight * float(turn[allowed[direction]])
         points.append(tried[sideways])
-        if len(points) > 12 and np.linalg.norm(points[-1] - seed) < 1.2 * _STEP:
-            return points[:-1], True
+        if len(points) > 20:
+            early = np.linalg.norm(np.array(points[:-16]) - points[-1], axis=1)
+            first = int(np.argmin(early))
+            if early[first] < 1.6 * _STEP:
+                return points[first:-1], True
     return points, False
 
 
@@ -224,6 +284,9 @@ def straighten(
     normals = path_normals(path, closed=closed)
     places = np.moveaxis(path[:, None] + reach[:, None] * normals[:, None], -1, 0)
     inside = (
-        (places[0] >= 0) & (places[0] <= image.shape[0] - 1) & (places[1] >= 0) & (places[1] <= image.shape[1] - 1)
+        (places[0] >= 0)
+        & (places[0] <= image.shape[0] - 1)
+        & (places[1] >= 0)
+        & (places[1] <= image.shape[1] - 1)
     )
     return np.asarray(map_coordinates(image, places, order=1, mode="nearest")), np.asarray(inside, float)

@@ -14,7 +14,13 @@ from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from verglas.algo.membranes.curves import Band, map_band, path_normals, resample_path
 from verglas.algo.membranes.particles import Region, weigh_blocks
-from verglas.algo.membranes.profiles import Profile, bilayer_kernel, fit_profile, place_splines, take_off_baseline
+from verglas.algo.membranes.profiles import (
+    Profile,
+    bilayer_kernel,
+    fit_profile,
+    place_splines,
+    take_off_baseline,
+)
 from verglas.algo.membranes.tracing import Trace, straighten
 
 FloatArray = npt.NDArray[np.float64]
@@ -157,7 +163,10 @@ def _fit_one(
             profile = _fit_profile(values, band, strength, weight, half_width, distance)
         model = _model(band, profile, near, far, distance)
         weight, noise = _weigh(values - model, band)
-        move = _fit_moves(values, band, profile, (near, far), weight, noise, knots, distance)
+        moves = _fit_moves(values, band, profile, (near, far), weight, noise, knots, distance)
+        share = np.arange(len(path)) / (len(path) if closed else len(path) - 1)
+        index, weights = _place(share, knots, closed)
+        move = np.clip((moves[index] * weights).sum(axis=0), -0.4 * distance, 0.4 * distance)
         path = path + move[:, None] * path_normals(path, closed=closed)
         explained = 1 - float((weight * (values - model) ** 2).sum() / max((weight * values**2).sum(), 1e-30))
     assert profile is not None
@@ -225,7 +234,13 @@ def _weigh(rest: FloatArray, band: Band) -> tuple[FloatArray, float]:
 
 
 def _solve_smooth(
-    columns: Sequence[FloatArray], target: FloatArray, weight: FloatArray, noise: float, band: Band, count: int, base: float
+    columns: Sequence[FloatArray],
+    target: FloatArray,
+    weight: FloatArray,
+    noise: float,
+    band: Band,
+    count: int,
+    base: float,
 ) -> list[FloatArray]:
     """Fit functions along the curve, one for each column, that are as smooth as the data say.
 
@@ -255,7 +270,9 @@ def _solve_smooth(
                 for j in range(4):
                     flat = index[i] * count + index[j]
                     sums = np.bincount(flat, share * second * weights[j], minlength=count * count)
-                    matrix[a * count : (a + 1) * count, b * count : (b + 1) * count] += sums.reshape(count, count)
+                    matrix[a * count : (a + 1) * count, b * count : (b + 1) * count] += sums.reshape(
+                        count, count
+                    )
     precision = 1 / max(noise, 1e-12) ** 2
     matrix, right = matrix * precision, right * precision
     right = right - matrix @ np.full(size, base)
@@ -280,7 +297,13 @@ def _roughness(count: int, closed: bool) -> FloatArray:
 
 
 def _fit_strengths(
-    values: FloatArray, band: Band, profile: Profile, weight: FloatArray, noise: float, count: int, distance: float
+    values: FloatArray,
+    band: Band,
+    profile: Profile,
+    weight: FloatArray,
+    noise: float,
+    count: int,
+    distance: float,
 ) -> tuple[FloatArray, FloatArray]:
     grey = profile.evaluate(band.distance)
     inner, outer = _sides(band.distance, distance)
@@ -305,7 +328,12 @@ def _solve_two(
 
 
 def _fit_profile(
-    values: FloatArray, band: Band, strength: FloatArray, weight: FloatArray, half_width: float, distance: float
+    values: FloatArray,
+    band: Band,
+    strength: FloatArray,
+    weight: FloatArray,
+    half_width: float,
+    distance: float,
 ) -> Profile:
     safe = np.where(np.abs(strength) > 1e-6, strength, 1e-6)
     spacing = max(1.0, distance / 10)
@@ -325,16 +353,12 @@ def _fit_moves(
     count: int,
     distance: float,
 ) -> FloatArray:
-    """Return by how much each point of the path moves along its normal."""
+    """Return spline coefficients of by how much the curve moves along its normal."""
     strength = _strength(band, *strengths, distance)
     value, slope = profile.evaluate_both(band.distance)
     column = -strength * slope
     (move,) = _solve_smooth([column], values - strength * value, weight, noise, band, count, 0.0)
-    points = round(band.length) + (0 if band.closed else 1)
-    share = np.arange(points) / max(band.length, 1e-9)
-    index, weights = _place(np.clip(share, 0, 1), count, band.closed)
-    found = (move[index] * weights).sum(axis=0)
-    return np.asarray(np.clip(found, -0.4 * distance, 0.4 * distance))
+    return move
 
 
 def render_vesicle(one: Vesicle, shape: tuple[int, int]) -> FloatArray:
