@@ -37,6 +37,7 @@ BENCHMARKS = {
     "star": "verglas.benchmarks.star",
     "subtract": "verglas.benchmarks.subtract",
     "tilt-ctf": "verglas.benchmarks.tilt_ctf",
+    "vesicles": "verglas.benchmarks.vesicles",
 }
 """Modules that hold `run(quick: bool) -> Iterator[Figure]`, imported only when asked for."""
 

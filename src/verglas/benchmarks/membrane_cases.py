@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def sample_arc(centre_xy: tuple[float, float], theta_deg: float, kappa: float, h
         angle = theta + sign * kappa * steps
         path = sign * np.cumsum(np.stack([np.sin(angle), np.cos(angle)], axis=1), axis=0) * 0.1
         sides.append(path[:: -1 if sign < 0 else 1])
-    return np.concatenate(sides) + np.array(centre_xy)
+    return np.asarray(np.concatenate(sides) + np.array(centre_xy))
 
 
 def sample_bezier(control_xy: Sequence[tuple[float, float]], extend: float = 0.4) -> FloatArray:
@@ -38,7 +39,7 @@ def sample_bezier(control_xy: Sequence[tuple[float, float]], extend: float = 0.4
     points = [np.array(one, dtype=float) for one in control_xy]
     layer: list[Any] = points
     while len(layer) > 1:
-        layer = [(1 - t) * a + t * b for a, b in zip(layer[:-1], layer[1:], strict=True)]
+        layer = [(1 - t) * a + t * b for a, b in pairwise(layer)]
     return np.asarray(layer[0])
 
 
@@ -139,7 +140,7 @@ def _reference_points(box: int, psi_deg: float, origin: FloatArray) -> FloatArra
 
 
 def _draw_protein(path: FloatArray, points: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """A blob 40 px long and 50 wide that stands on the membrane, as bright as its leaflets."""
+    """Draw a blob 40 px long and 50 wide that stands on the membrane, as bright as its leaflets."""
     middle = len(path) // 2 + int(rng.uniform(-200, 200))
     foot = path[middle]
     along = path[middle + 1] - path[middle - 1]
@@ -202,7 +203,7 @@ def _write_particles(case: Case, psi: FloatArray, origin: FloatArray, defocus: F
 
 
 def _write_average(case: Case, look: Look, rng: np.random.Generator) -> None:
-    """An average as a classification gives it: the membrane in the frame of the class, with some noise."""
+    """Write an average as a classification gives it: the membrane in the frame of the class, with some noise."""
     box = case.images.shape[-1]
     points = _reference_points(box, 0.0, np.zeros(2))
     grey = np.sum(

@@ -58,7 +58,7 @@ def run(quick: bool) -> Iterator[Figure]:
         for name in chosen:
             case = make_case(Path(scratch) / name, looks[name], count=count)
             yield from _subtract(case, looks[name], name)
-        yield _measure_rate(Path(scratch) / chosen[0])
+        yield _measure_rate(Path(scratch) / chosen[0], 2000 if quick else 5000)
 
 
 def _analyze(count: int) -> Iterator[Figure]:
@@ -166,7 +166,7 @@ def _energy(images: npt.NDArray[Any]) -> float:
     return float((images**2).sum())
 
 
-def _measure_rate(folder: Path) -> Figure:
+def _measure_rate(folder: Path, count: int) -> Figure:
     """Subtract from the same particles many times over, with profiles, tables and pictures."""
     blocks = read_star(folder / "particles.star")
     import pandas as pd
@@ -174,7 +174,7 @@ def _measure_rate(folder: Path) -> Figure:
     from verglas.io.star import write_star
 
     rows = get_table(blocks, "particles", "particles.star")
-    many = pd.concat([rows] * max(1, 3000 // len(rows)), ignore_index=True)
+    many = pd.concat([rows] * max(1, count // len(rows)), ignore_index=True)
     write_star(folder / "particles.star", {**blocks, "particles": many})
     seconds = _run(folder, "many", workers=available_cores())
     rate = len(many) / seconds

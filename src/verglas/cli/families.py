@@ -1,7 +1,7 @@
 """Commands that have commands of their own: `verglas fiducials`, `verglas fiducials train`.
 
-`getattr(verglas.cli.families, "name")` is the app of the step `name`, where there is one, and of the steps `name ...`,
-which is how cyclopts loads it when it is called and not before.
+`getattr(verglas.cli.families, "name")` is the app of the step `name`, if there is one, and of the steps
+`name ...`, which is how cyclopts loads it when it is called and not before.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Particles of a 2-D classification: in-plane pose, class, and where they came from, of RELION's STAR and `.cs` files."""
+"""Particles of a 2-D classification: in-plane pose, class, where they came from; of RELION's STAR and `.cs` files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class FlatParticles:
 
 
 def read_flat_particles(path: Path | str) -> FlatParticles:
-    """Read a `particles.star` of RELION (3.1 and later, or before it as pyem writes it), or a `.cs` file of cryoSPARC.
+    """Read a `particles.star` of RELION (3.1 and later, or as pyem writes it for 3.0), or a `.cs` file of cryoSPARC.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tables of membranes in class averages: MemXTerminator's `mem_analysis.star`, with columns of our own beside them."""
+"""Tables of membranes in class averages: MemXTerminator's `mem_analysis.star`, with columns of our own beside."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

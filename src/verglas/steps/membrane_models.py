@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
-SAMPLE = 300
+SAMPLE = 200
 """Particles of a class from which its profiles are found."""
 
 _WIDTH, _WIDTH_WITH_CTF = 1.5, 2.5

@@ -113,7 +113,7 @@ def run_item(item: Item, params: MembranesMicrographsParams, context: Context) -
         "removed_rms": float(np.sqrt(np.mean(removed**2))),
         "pixel_size_angstrom": series.pixel_size_angstrom,
     }
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if outside:
         warnings = (
             f"{outside} of {len(rows)} particles do not look like micrograph {item.name!r} where they should lie",

@@ -54,7 +54,7 @@ def list_items(params: MembranesTraceParams) -> list[Item]:
 
     items = []
     for one in list_micrographs(params.micrographs):
-        inputs = (one.path,)
+        inputs: tuple[Path, ...] = (one.path,)
         if params.masks is not None:
             inputs = (one.path, check_exists(params.masks / f"{one.path.stem}.mrc", "mask"))
         items.append(Item(one.path.stem, one, inputs))

@@ -90,8 +90,8 @@ def analyze_average(
     low, high = (one / pixel_size_angstrom for one in DISTANCES_ANGSTROM)
     if min(grey.shape) < 4 * low or not grey.std() > 0:
         raise UserError(
-            f"a class average of {grey.shape[1]} x {grey.shape[0]} pixels of {pixel_size_angstrom:g} Å is flat or too "
-            "small; expected at least 100 Å of membrane"
+            f"a class average of {grey.shape[1]} x {grey.shape[0]} pixels of {pixel_size_angstrom:g} Å is flat or "
+            "too small; expected at least 100 Å of membrane"
         )
     window = soft_window((grey.shape[0], grey.shape[1]), _WINDOW * min(grey.shape) / 2)
     grey = (grey - np.median(grey)) / grey.std()

@@ -89,8 +89,7 @@ def fit_bezier(points_yx: FloatArray) -> FloatArray:
     """Return the control points `(4, 2)` of the cubic Bézier curve nearest to a path `(m, 2)`."""
     steps = np.linalg.norm(np.diff(points_yx, axis=0), axis=1)
     t = np.concatenate([[0.0], np.cumsum(steps)]) / max(steps.sum(), 1e-12)
-    control: FloatArray = np.linalg.lstsq(bezier_weights(t), points_yx, rcond=None)[0]
-    return control
+    return np.asarray(np.linalg.lstsq(bezier_weights(t), points_yx, rcond=None)[0], float)
 
 
 def extend_path(points_yx: FloatArray, length: float) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Membranes of single particles: moved by the pose, followed within bounds, scaled, with what is no membrane left out.
+"""Membranes of single particles: moved by the pose, followed within bounds, scaled; what is no membrane left out.
 
 The model of a particle is, for each membrane of its class, scale * profile(distance - move(position)), where distance
 and position are those of the class average's curve at the particle's pose. The move is a parabola of the position:

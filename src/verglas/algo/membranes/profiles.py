@@ -35,7 +35,9 @@ class Profile:
     @property
     def knots(self) -> FloatArray:
         """`(k,)` distances of the centres of the splines."""
-        return (np.arange(len(self.coefficients)) - (len(self.coefficients) - 1) / 2) * self.spacing
+        return np.asarray(
+            (np.arange(len(self.coefficients)) - (len(self.coefficients) - 1) / 2) * self.spacing
+        )
 
     def evaluate(self, distance: FloatArray) -> FloatArray:
         """Return the grey at distances `(n,)`, 0 beyond the profile."""
@@ -66,7 +68,7 @@ def count_splines(half_width: float, spacing: float = 1.0) -> int:
 def place_splines(
     distance: FloatArray, count: int, spacing: float
 ) -> tuple[npt.NDArray[np.int64], FloatArray, FloatArray, npt.NDArray[np.bool_]]:
-    """Return the first of four splines at each distance `(n,)`, their weights and slopes `(4, n)`, and whether inside."""
+    """Return the first of four splines at distances `(n,)`, weights and slopes `(4, n)`, and which are inside."""
     place = distance / spacing + (count - 1) / 2 - 1
     first = np.floor(place).astype(np.int64)
     inside = (first >= 0) & (first <= count - 4)
@@ -127,7 +129,7 @@ def fit_profile(
     matrix, right = sum_normal(distance, values, weight, count, spacing)
     scale = max(float(np.trace(matrix)) / count, 1e-12)
     matrix += smooth * scale * second_differences(count) + 1e-9 * scale * np.eye(count)
-    return Profile(np.linalg.solve(matrix, right), spacing)
+    return Profile(np.asarray(np.linalg.solve(matrix, right)), spacing)
 
 
 def take_off_baseline(profile: Profile, taper: float) -> Profile:

@@ -18,7 +18,7 @@ _STRONGEST_BEND = 0.16
 
 @dataclass(frozen=True)
 class Find:
-    """A membrane that a Radon transform shows: its arc, the distance of its leaflets, what it explains of the image."""
+    """A membrane that a Radon transform shows: its arc, distance of leaflets, what it explains of the image."""
 
     arc: Arc
     distance: float
@@ -69,8 +69,8 @@ def find_membranes(
         for kappa in bends:
             place = np.rint(across + kappa / 2 * along**2).astype(np.int64) + reach
             inside = (place >= 0) & (place < size)
-            sums = np.bincount(place[inside], values[inside], minlength=size)
-            counts = np.bincount(place[inside], w[inside], minlength=size)
+            sums = np.asarray(np.bincount(place[inside], values[inside], minlength=size), float)
+            counts = np.asarray(np.bincount(place[inside], w[inside], minlength=size), float)
             for kernel, distance in zip(kernels, distances, strict=True):
                 best = _match(sums, counts, kernel)
                 place_best = int(np.argmax(np.abs(best)))

@@ -1,4 +1,4 @@
-"""What the particles of a class have in common: the profiles of their membranes, and how far they lie from the poses."""
+"""What the particles of a class have in common: profiles of their membranes, and how far they lie from the poses."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -181,7 +181,7 @@ class _Sums:
             found = np.linalg.solve(
                 matrix + hold * np.eye(size) + smooth, self._rights[number] + hold * old + smooth @ old
             )
-            lean = take_off_baseline(Profile(found), self._model.maps.half_width[number] / 3)
+            lean = take_off_baseline(Profile(np.asarray(found)), self._model.maps.half_width[number] / 3)
             profiles.append(Profile(lean.coefficients * mean))
             held = self._model.spread[number]
             spread[number] = _estimate_spread(moves[:, number], errors[:, number], held)
@@ -191,8 +191,8 @@ class _Sums:
 def _estimate_spread(moves: FloatArray, errors: FloatArray, held: FloatArray) -> FloatArray:
     """Return the standard deviation of the moves by their moments, the prior that held them taken off again.
 
-    With τ the prior's deviation and v the variance that it left, data alone had found m τ² / (τ² - v) with the variance
-    v τ² / (τ² - v) for what is m now.
+    With τ the prior's deviation and v the variance that it left, data alone had found m τ² / (τ² - v) with the
+    variance v τ² / (τ² - v) for what is m now.
     """
     prior, left = held**2, np.minimum(errors**2, 0.999 * held**2)
     told = prior - left

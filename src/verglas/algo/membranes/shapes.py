@@ -182,7 +182,7 @@ def refine_bezier(
 
 
 def _bezier_basis(control: FloatArray, along: FloatArray) -> FloatArray:
-    """Return by how much the curve moves along its normal at each position as control points move: `(8, n)`, y then x."""
+    """Return by how much the curve moves along its normal as control points move: `(8, n)`, y then x."""
     t = np.linspace(0, 1, 200)
     path = evaluate_bezier(control, t)
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)

@@ -141,7 +141,7 @@ def trace_membranes(
 
 
 def _join(traces: list[Trace], gap: float) -> list[Trace]:
-    """Join open traces whose ends look at each other over less than `gap`, and close those that look at themselves."""
+    """Join open traces whose ends look at each other over less than `gap`; close those that look at themselves."""
     traces = list(traces)
     while True:
         best: tuple[float, int, int, int, int] | None = None

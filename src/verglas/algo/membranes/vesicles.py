@@ -1,4 +1,4 @@
-"""Membranes traced in a micrograph, fitted together: where each runs, how strong it is along the way, and its profile.
+"""Membranes traced in a micrograph, fitted together: where each runs, how strong it is on its way, its profile.
 
 The model of a membrane is (near(s) * inner(d) + far(s) * outer(d)), where d is the distance from the curve, moved by
 move(s) along its normal. The profile's two leaflets have strengths of their own, so it may change along the curve.
@@ -25,8 +25,10 @@ from verglas.algo.membranes.tracing import Trace, straighten
 
 FloatArray = npt.NDArray[np.float64]
 
-_ROUNDS = 5
+_ROUNDS = 6
 _SWEEPS = 2
+_TRUSTING = 3
+"""Rounds in which all pixels count."""
 _KNOT_DISTANCES = 2.0
 """Spacing of the knots along the curve, in leaflet distances."""
 _WIDTH = 1.5
@@ -100,7 +102,7 @@ def fit_vesicles(
 
 def _settle(image: FloatArray, trace: Trace, distance: float) -> FloatArray:
     """Move a trace onto its membrane: the best smooth path beside it, by dynamic programming."""
-    path = resample_path(trace.points_yx, 1.0, closed=trace.closed)
+    path = _smooth_path(resample_path(trace.points_yx, 1.0, closed=trace.closed), distance, trace.closed)
     reach = np.arange(-int(2.5 * distance), int(2.5 * distance) + 1).astype(float)
     grey, inside = straighten(image, path, reach, closed=trace.closed)
     kernel = bilayer_kernel(np.arange(-int(1.5 * distance), int(1.5 * distance) + 1).astype(float), distance)
@@ -132,6 +134,17 @@ def _settle(image: FloatArray, trace: Trace, distance: float) -> FloatArray:
     return path + offset[:, None] * path_normals(path, closed=trace.closed)
 
 
+def _smooth_path(path: FloatArray, width: float, closed: bool) -> FloatArray:
+    """Take out of a path what the knots of its moves could not: bends shorter than `width`."""
+    if closed:
+        return np.asarray(gaussian_filter1d(path, width, axis=0, mode="wrap"))
+    line = np.linspace(path[0], path[-1], len(path))
+    rest = path - line
+    odd = np.concatenate([-rest[::-1], rest, -rest[::-1]])
+    smooth = gaussian_filter1d(odd, width, axis=0)[len(path) : 2 * len(path)]
+    return np.asarray(line + smooth)
+
+
 def _fit_one(
     image: FloatArray, path: FloatArray, closed: bool, distance: float, start: Vesicle | None, *, rounds: int
 ) -> Vesicle | None:
@@ -139,7 +152,7 @@ def _fit_one(
     near = far = np.ones(1)
     profile = start.profile if start else None
     explained = 0.0
-    for _ in range(rounds):
+    for turn in range(rounds):
         path = resample_path(path, 1.0, closed=closed)
         band = map_band(path, (image.shape[0], image.shape[1]), half_width + 2, closed=closed)
         if len(band.pixels) < 50 * distance:
@@ -153,8 +166,11 @@ def _fit_one(
         elif len(near) != knots:
             near, far = (_restretch(one, knots, closed) for one in (near, far))
         for _ in range(2):
-            model, noise = _model(band, profile, near, far, distance), 0.0
-            weight, noise = _weigh(values - model, band)
+            rest = values - _model(band, profile, near, far, distance)
+            weight, noise = _weigh(rest, band)
+            if start is None and turn < _TRUSTING:
+                # A curve that is not in its place yet looks like something else.
+                weight = np.ones(len(values))
             near, far = _fit_strengths(values, band, profile, weight, noise, knots, distance)
             mean = float(np.mean((near + far) / 2))
             if not abs(mean) > 1e-6:
@@ -162,7 +178,8 @@ def _fit_one(
             strength = _strength(band, near, far, distance)
             profile = _fit_profile(values, band, strength, weight, half_width, distance)
         model = _model(band, profile, near, far, distance)
-        weight, noise = _weigh(values - model, band)
+        if start is not None or turn >= _TRUSTING:
+            weight, noise = _weigh(values - model, band)
         moves = _fit_moves(values, band, profile, (near, far), weight, noise, knots, distance)
         share = np.arange(len(path)) / (len(path) if closed else len(path) - 1)
         index, weights = _place(share, knots, closed)
