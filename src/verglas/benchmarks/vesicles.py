@@ -38,14 +38,21 @@ def run(quick: bool) -> Iterator[Figure]:
     yield from _find(1.5)
 
 
-def _compare(case: VesicleCase, model: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]") -> tuple[float, float]:
+def _compare(
+    case: VesicleCase, model: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
+) -> tuple[float, float]:
     energy = float((case.membranes**2).sum())
     left = float(np.sqrt(((case.membranes - model) ** 2).sum() / energy))
     return left, float((case.membranes * model).sum() / energy)
 
 
 def _tell(
-    noise: float, left: list[float], slopes: list[float], seconds: list[float], peer_left: float, peer_slope: float
+    noise: float,
+    left: list[float],
+    slopes: list[float],
+    seconds: list[float],
+    peer_left: float,
+    peer_slope: float,
 ) -> Iterator[Figure]:
     name, count = f"noise_{noise:g}", len(left)
     worst, mean = max(left), float(np.mean(slopes))
@@ -86,7 +93,7 @@ def _look_elsewhere(
     noise: float, case: VesicleCase, model: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 ) -> Iterator[Figure]:
     """Look at what is away from membranes, and at the rim of what is subtracted."""
-    away = case.membranes < 1e-12
+    away = case.membranes < 0.01
     changed = float((model[away] != 0).mean())
     yield Figure(
         f"vesicles.changed_elsewhere_noise_{noise:g}",

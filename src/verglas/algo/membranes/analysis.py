@@ -110,7 +110,7 @@ def analyze_average(
 
 
 def _strength(membrane: Membrane) -> float:
-    return float(membrane.leaflets.height1 + membrane.leaflets.height2)
+    return abs(membrane.leaflets.height1 + membrane.leaflets.height2)
 
 
 def _is_another(one: Membrane, other: Membrane, window: FloatArray) -> bool:

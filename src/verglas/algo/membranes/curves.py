@@ -20,6 +20,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _WIDEST_TURN = 0.9 * np.pi
+_FIT_ROUNDS = 25
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,19 @@ def bezier_weights(t: FloatArray) -> FloatArray:
 
 
 def fit_bezier(points_yx: FloatArray) -> FloatArray:
-    """Return the control points `(4, 2)` of the cubic Bézier curve nearest to a path `(m, 2)`."""
+    """Return the control points `(4, 2)` of the cubic Bézier curve nearest to a path `(m, 2)`.
+
+    Points and parameters are fitted in turn, from parameters that grow with the path's length.
+    """
     steps = np.linalg.norm(np.diff(points_yx, axis=0), axis=1)
     t = np.concatenate([[0.0], np.cumsum(steps)]) / max(steps.sum(), 1e-12)
-    return np.asarray(np.linalg.lstsq(bezier_weights(t), points_yx, rcond=None)[0], float)
+    dense = np.linspace(0, 1, 2000)
+    weights = bezier_weights(dense)
+    control = np.zeros((4, 2))
+    for _ in range(_FIT_ROUNDS):
+        control = np.asarray(np.linalg.lstsq(bezier_weights(t), points_yx, rcond=None)[0], float)
+        t = dense[cKDTree(weights @ control).query(points_yx)[1]]
+    return control
 
 
 def extend_path(points_yx: FloatArray, length: float) -> FloatArray:
@@ -208,10 +218,10 @@ def map_band(path: FloatArray, shape: tuple[int, int], half_width: float, *, clo
     closed
         Whether the path's ends meet.
     """
-    reach = np.arange(-half_width - 1, half_width + 1.5, 0.7)
+    reach = np.arange(-half_width - 1, half_width + 1.5, 0.5)
     normals = path_normals(path, closed=closed)
     step = float(np.linalg.norm(np.diff(path, axis=0), axis=1).mean())
-    dense = resample_path(path, 0.7, closed=closed) if step > 0.8 else path
+    dense = resample_path(path, 0.5, closed=closed) if step > 0.5 else path
     if len(dense) != len(path):
         normals = path_normals(dense, closed=closed)
     near = np.rint(dense[:, None] + reach[:, None] * normals[:, None]).astype(np.int64).reshape(-1, 2)

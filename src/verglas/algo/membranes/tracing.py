@@ -16,7 +16,7 @@ from verglas.algo.membranes.profiles import bilayer_kernel
 FloatArray = npt.NDArray[np.float64]
 
 _DIRECTIONS = 24
-_STRONG, _WEAK = 6.0, 2.2
+_STRONG, _WEAK = 6.0, 3.2
 """Standard deviations of the answer at which a membrane begins, and at which it ends."""
 _MASK_STRONG, _MASK_WEAK = 0.5, 0.2
 _STEP = 2.0
@@ -112,7 +112,7 @@ def trace_membranes(
         answers, angles = answer_to_lines(covered, max(1.0, 0.5 * distance), 60.0 / pixel)
         strong, weak = _MASK_STRONG, _MASK_WEAK
     else:
-        answers, angles = answer_to_bilayers(gaussian_filter(small, 0.7), distance, 100.0 / pixel)
+        answers, angles = answer_to_bilayers(gaussian_filter(small, 0.7), distance, 70.0 / pixel)
         strong, weak = _STRONG, _WEAK
     best, which = answers.max(axis=0), answers.argmax(axis=0)
     free = np.ones(best.shape, dtype=bool)
