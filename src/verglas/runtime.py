@@ -43,8 +43,9 @@ def set_threads(count: int) -> None:
     import numba
     import torch
 
-    torch.set_num_threads(count)
+    # numba first: as it starts its threads, it may set OpenMP's, which are torch's, to all cores.
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    torch.set_num_threads(count)
 
 
 def choose_device(name: str = "auto") -> "torch.device":

@@ -83,10 +83,6 @@ def test_all_that_can_be_written(movies, tmp_path):
         assert (tmp_path / f"figures/m1_{kind}.png").stat().st_size > 5000
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="the local motion may differ by hundredths of an angstrom from run to run; not yet found why",
-)
 def test_two_workers_and_a_second_run_give_the_same_bytes(movies, plain, tmp_path):
     first = (plain / "averages/m1.mrc").read_bytes()
     report = run(movies, tmp_path / "two", RunOptions(device="cpu", quiet=True, workers=2))
@@ -132,10 +128,6 @@ def test_wrongly_turned_gain_is_told_with_the_flags_that_mend_it(movies, tmp_pat
     assert "expected its reciprocal" in report.failed["m1"]
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="the local motion may differ by hundredths of an angstrom from run to run; not yet found why",
-)
 def test_tiff_movie_is_the_mrc_movie(movies, plain, tmp_path):
     frames = read_mrc(movies / "m1.mrcs", None)
     tifffile.imwrite(tmp_path / "m1.tif", frames[:, ::-1], compression="lzw", photometric="minisblack")

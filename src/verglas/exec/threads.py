@@ -21,11 +21,12 @@ def limit_threads(count: int) -> Iterator[None]:
     numba_before = numba.get_num_threads() if numba else 0
     os.environ.update(dict.fromkeys(_VARIABLES, str(count)))
     try:
-        if torch:
-            torch.set_num_threads(count)
         if numba:
             # Threads that numba has started cannot become more.
             numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        if torch:
+            # After numba, which may set torch's to all cores as it starts its own.
+            torch.set_num_threads(count)
         yield
     finally:
         for name, value in before.items():
@@ -33,7 +34,7 @@ def limit_threads(count: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        if torch:
-            torch.set_num_threads(torch_before)
         if numba:
             numba.set_num_threads(numba_before)
+        if torch:
+            torch.set_num_threads(torch_before)

@@ -135,19 +135,22 @@ def choose_picks(
     limit = min(params.max_picks, 2 * params.expected) if params.expected else params.max_picks
     kept = kept.take(np.arange(min(limit, len(kept))))
     particles, matrices = _make_particles(search, kept, tomogram, params, scores.deviation)
-    rows, told = _find_upper_hill(particles, kept.template, params)
+    upper, told = _find_upper_hill(particles, kept.template, params)
+    rows = upper.copy()
     if params.neighbours:
         near = remove_neighbours(particles.positions_angstrom[rows], matrices[rows], *params.neighbours)
         rows[rows] = near
+    models = [model for _, model, _ in rules]
+    false = sum(
+        _expect_false(model, particles.score, upper, kept.template == i) for i, model in enumerate(models)
+    )
     particles = particles.take(rows)
-    lowest = {i: particles.score[kept.template[rows] == i].min(initial=np.inf) for i in range(count)}
-    false = sum(float(model.expect_above(lowest[i])) for i, (_, model, _) in enumerate(rules) if model)
     return Picks(
         particles=_deal_half_sets(particles, params, tomogram.name, number),
         matrices=matrices[rows],
         templates=kept.template[rows],
         maxima=heights,
-        noise=tuple(model for _, model, _ in rules),
+        noise=tuple(models),
         thresholds=thresholds,
         expected_false=false,
         warnings=tuple(dict.fromkeys(text for text in (*(rule[2] for rule in rules), told) if text)),
@@ -192,6 +195,13 @@ def _find_upper_hill(
                 "were left out as other matter; `both_hills` keeps them"
             )
     return rows, text
+
+
+def _expect_false(model: NoiseModel | None, scores: FloatArray, upper: BoolArray, mine: BoolArray) -> float:
+    """Maxima of noise expected among one template's picks; those left out as a lower hill are no longer there."""
+    if model is None or not mine.any():
+        return 0.0
+    return max(0.0, float(model.expect_above(scores[mine].min())) - int((mine & ~upper).sum()))
 
 
 def _make_particles(

@@ -114,6 +114,13 @@ def test_the_threshold_lets_the_stated_number_of_false_maxima_through():
         fit_noise(noise[:10])
 
 
+def test_noise_alone_is_not_taken_for_molecules():
+    noise = np.random.default_rng(3).standard_normal((4000, 1000)).max(axis=1) * 0.05
+    model = fit_noise(noise)
+    for stated in (10.0, 40.0, 200.0):
+        assert stated / 2 <= (noise > model.find_threshold(stated)).sum() <= 2 * stated
+
+
 def test_emclaritys_rule():
     """T = √2 erfcinv(2 ⌈N / 10⌉ / tries) deviations."""
     expected = np.sqrt(2) * erfcinv(2 * 13 / (1e6 * 500)) * 0.04

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
-from scipy.special import erfcinv, log_ndtr, ndtr
+from scipy.special import erfcinv, expit, log_ndtr
 
 from verglas.errors import UserError
 
@@ -54,17 +54,18 @@ class NoiseModel:
         return high
 
 
-def fit_noise(heights: FloatArray, lower: float = 0.5, upper: float = 0.9) -> NoiseModel:
-    """Fit the heights of maxima between two quantiles, above which there may be molecules.
+def fit_noise(heights: FloatArray, lower: float = 0.7) -> NoiseModel:
+    """Fit the heights of maxima above a quantile as noise and one normal hill of molecules.
 
-    The likelihood is that of heights known to lie between the quantiles, so that what lies above does not count.
+    Below the quantile the kinds of noise in a tomogram (vacuum, ice, cytoplasm) mix. Without the hill the fit would
+    have to stop where molecules may begin, and be drawn out far to where the threshold is.
 
     Parameters
     ----------
     heights
         `(n,)` of maxima that keep the particle's distance from each other.
-    lower, upper
-        Quantiles between which they are taken to be noise.
+    lower
+        Quantile above which they are fitted.
 
     Raises
     ------
@@ -76,29 +77,78 @@ def fit_noise(heights: FloatArray, lower: float = 0.5, upper: float = 0.9) -> No
             f"only {len(heights)} maxima of the score tell how high noise scores; expected at least {_FEWEST_PEAKS}: "
             "search a larger region"
         )
-    low, high = np.quantile(heights, (lower, upper))
-    inside = np.sort(heights[(heights >= low) & (heights <= high)]).astype(float)
-    scale = float(inside.mean())
-
-    def cost(parameters: FloatArray) -> float:
-        sigma, tries = scale * math.exp(parameters[0]), math.exp(parameters[1])
-        z = inside / sigma
-        density = math.log(tries / sigma) - 0.5 * z**2 + (tries - 1) * log_ndtr(z)
-        ends = ndtr(np.array([low, high]) / sigma) ** tries
-        return float(len(inside) * math.log(max(ends[1] - ends[0], 1e-300)) - density.sum())
-
+    lowest, top = np.quantile(heights, (lower, _LOWEST_HILL)).astype(float)
+    values = np.sort(heights[heights >= lowest]).astype(float)
+    mixture = _Mixture(values, float(lowest), float(top))
     best = min(
         (
             minimize(
-                cost, [math.log(1 / math.sqrt(2 * math.log(tries))), math.log(tries)], method="Nelder-Mead"
+                mixture.cost,
+                mixture.begin(tries, rise),
+                method="Nelder-Mead",
+                options={"maxiter": 4000, "maxfev": 4000, "xatol": 1e-4, "fatol": 1e-4},
             )
             for tries in (1e2, 1e4)
+            for rise in (0.1, 0.5)
         ),
         key=lambda found: float(found.fun),
     )
-    sigma, tries = scale * math.exp(best.x[0]), math.exp(best.x[1])
-    ends = ndtr(np.array([low, high]) / sigma) ** tries
-    return NoiseModel(sigma, tries, len(inside) / float(ends[1] - ends[0]))
+    return mixture.read(best.x)
+
+
+@dataclass(frozen=True, eq=False)
+class _Mixture:
+    """Likelihood of sorted heights, all above `lowest`, as noise and a hill whose mean is above `top`."""
+
+    values: FloatArray
+    lowest: float
+    top: float
+
+    def begin(self, tries: float, rise: float) -> FloatArray:
+        """Parameters: logarithms of sigma and tries, logit of the hill's share, logarithms of rise and width."""
+        return np.array(
+            [-0.5 * math.log(2 * math.log(tries)), math.log(tries), -3.0, math.log(rise), math.log(_WIDTH)]
+        )
+
+    def cost(self, parameters: FloatArray) -> float:
+        """Negative logarithm of the likelihood, and of a loose prior on the hill's width."""
+        sigma, tries = self._noise(parameters)
+        z = self.values / sigma
+        noise = math.log(tries / sigma) - 0.5 * z**2 + (tries - 1) * log_ndtr(z)
+        noise -= math.log(max(self._above(sigma, tries), 1e-300))
+        mean = self.top + self._scale * math.exp(parameters[3])
+        width = (mean - self.lowest) * min(max(math.exp(parameters[4]), 0.05), 0.5)
+        hill = -0.5 * ((self.values - mean) / width) ** 2 - math.log(width)
+        hill -= log_ndtr((mean - self.lowest) / width)
+        share = expit(parameters[2])
+        likelihood = np.logaddexp(math.log1p(-share) + noise, np.log(max(share, 1e-300)) + hill).sum()
+        return float(0.5 * ((parameters[4] - math.log(_WIDTH)) / 0.7) ** 2 - likelihood)
+
+    def read(self, parameters: FloatArray) -> NoiseModel:
+        sigma, tries = self._noise(parameters)
+        noise = len(self.values) * (1 - float(expit(parameters[2])))
+        return NoiseModel(sigma, tries, noise / self._above(sigma, tries))
+
+    @property
+    def _scale(self) -> float:
+        return float(self.values[: len(self.values) // 2 + 1].mean())
+
+    def _noise(self, parameters: FloatArray) -> tuple[float, float]:
+        tries = math.exp(min(max(parameters[1], math.log(_FEWEST_TRIES)), math.log(_MOST_TRIES)))
+        return self._scale * math.exp(parameters[0]), tries
+
+    def _above(self, sigma: float, tries: float) -> float:
+        """Share of the maxima of noise that are above the lowest that is fitted."""
+        return float(-np.expm1(tries * log_ndtr(self.lowest / sigma)))
+
+
+_FEWEST_TRIES = 20.0
+_MOST_TRIES = 1e7
+_LOWEST_HILL = 0.97
+"""Quantile above which the middle of the hill lies."""
+
+_WIDTH = 0.25
+"""Deviation of the hill in units of its height above the lowest value fitted, as first taken."""
 
 
 def find_gap(scores: FloatArray) -> float | None:

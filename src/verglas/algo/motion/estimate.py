@@ -47,6 +47,7 @@ ACCELERATION_ANGSTROM = 0.75
 """Standard deviation of the change of the whole image's step from frame to frame."""
 
 _CONVERGED = 0.01
+_DECIMALS = 3
 
 
 @dataclass(frozen=True)
@@ -296,9 +297,12 @@ def _join(state: _State, local: bool) -> Tensor:
 
 def _add_step(state: _State, step: Tensor, local: bool) -> None:
     nodes = len(state.trajectory)
-    state.trajectory = state.trajectory + step[:nodes]
+    # The frames do not tell what displaces all of them: left free it would grow from rounding errors.
+    trajectory = state.trajectory + step[:nodes]
+    state.trajectory = trajectory - trajectory.mean(0)
     if local:
-        state.grid = state.grid + step[nodes:].reshape(state.grid.shape)
+        grid = state.grid + step[nodes:].reshape(state.grid.shape)
+        state.grid = grid - grid.mean(0)
 
 
 def _make_prior(state: _State, settings: Settings, local: bool) -> Tensor:
@@ -343,6 +347,8 @@ def _make_model(state: _State, pixel_size_angstrom: float) -> MotionModel:
     grid = grid - shared[:, None, None, :]
     trajectory = trajectory + state.local_time @ shared
     trajectory = trajectory - trajectory[:1]
-    return MotionModel(
-        np.asarray(pixel_size_angstrom * trajectory), np.asarray(pixel_size_angstrom * grid.movedim(-1, 0))
+    # The last digits differ from run to run, with the number of threads and where things lie in memory.
+    trajectory, grid = (
+        (pixel_size_angstrom * one).round(decimals=_DECIMALS) for one in (trajectory, grid.movedim(-1, 0))
     )
+    return MotionModel(np.asarray(trajectory), np.asarray(grid))
