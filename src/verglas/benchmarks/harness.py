@@ -30,6 +30,7 @@ BENCHMARKS = {
     "match": "verglas.benchmarks.match",
     "no-invention": "verglas.benchmarks.no_invention",
     "preprocess": "verglas.benchmarks.preprocess",
+    "membranes": "verglas.benchmarks.membranes",
     "motion": "verglas.benchmarks.motion",
     "reconstruct": "verglas.benchmarks.reconstruct",
     "resume": "verglas.benchmarks.resume",
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "star": "verglas.benchmarks.star",
     "subtract": "verglas.benchmarks.subtract",
     "tilt-ctf": "verglas.benchmarks.tilt_ctf",
+    "vesicles": "verglas.benchmarks.vesicles",
 }
 """Modules that hold `run(quick: bool) -> Iterator[Figure]`, imported only when asked for."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from verglas import __version__
-from verglas.cli.registry import COMMANDS, GROUPS, STEPS, WHOLE, PlainCommand, StepCommand
+from verglas.cli.registry import COMMANDS, FAMILIES, GROUPS, STEPS, WHOLE, PlainCommand, StepCommand
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -49,6 +49,17 @@ def build_app(steps: Sequence[StepCommand] = STEPS, commands: Sequence[PlainComm
         app.command(f"verglas.cli.{path}", name=step.name, help=step.help, group=groups[step.group])
         path = f"families:estimate_{step.name}" if is_family else f"estimate_command:{step.step}"
         estimate.command(f"verglas.cli.{path}", name=step.name, help=step.help)
+    for family in FAMILIES:
+        if family.name in families:
+            app.command(
+                f"verglas.cli.families:{family.name}",
+                name=family.name,
+                help=family.help,
+                group=groups[family.group],
+            )
+            estimate.command(
+                f"verglas.cli.families:estimate_{family.name}", name=family.name, help=family.help
+            )
     if steps:
         app.command(estimate)
     for command in commands:

@@ -1,12 +1,12 @@
 """Commands that have commands of their own: `verglas fiducials`, `verglas fiducials train`.
 
-`getattr(verglas.cli.families, "name")` is the app of the step `name` and of the steps `name ...`, which is how
-cyclopts loads it when it is called and not before.
+`getattr(verglas.cli.families, "name")` is the app of the step `name`, if there is one, and of the steps
+`name ...`, which is how cyclopts loads it when it is called and not before.
 """
 
 from typing import TYPE_CHECKING
 
-from verglas.cli.registry import STEPS
+from verglas.cli.registry import FAMILIES, STEPS
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -21,7 +21,7 @@ def __getattr__(name: str) -> "App":
 
 
 def make_family(name: str, *, estimate: bool = False) -> "App":
-    """Make the app of a step and of those below it; with `estimate`, of what tells what they take.
+    """Make the app of a step or a family and of the steps below it; with `estimate`, of what tells what they take.
 
     Raises
     ------
@@ -34,12 +34,14 @@ def make_family(name: str, *, estimate: bool = False) -> "App":
     from verglas.cli.step_command import load_step, make_command
 
     module = "verglas.cli.estimate_command" if estimate else "verglas.cli.step_command"
-    found = [step for step in STEPS if step.name == name]
-    if not found:
+    step = next((step for step in STEPS if step.name == name), None)
+    family = next((family for family in FAMILIES if family.name == name), None)
+    if step is None and family is None:
         raise AttributeError(name)
-    make = make_estimate_command if estimate else make_command
-    app = App(name=name, help=found[0].help, result_action="return_value")
-    app.default(make(load_step(found[0].step)))
+    app = App(name=name, help=(step or family).help, result_action="return_value")  # type: ignore[union-attr]
+    if step is not None:
+        make = make_estimate_command if estimate else make_command
+        app.default(make(load_step(step.step)))
     for step in STEPS:
         if step.name.startswith(f"{name} "):
             app.command(f"{module}:{step.step}", name=step.name.removeprefix(f"{name} "), help=step.help)

@@ -55,6 +55,27 @@ class PlainCommand:
     help: str
 
 
+@dataclass(frozen=True)
+class Family:
+    """A word above several steps that is no step itself.
+
+    Parameters
+    ----------
+    name
+        What the user types first.
+    group
+        One of `GROUPS`.
+    help
+        One line for `verglas --help`.
+    """
+
+    name: str
+    group: str
+    help: str
+
+
+FAMILIES = (Family("membranes", SUBTRACTION, "Find membranes, and take them out of images."),)
+
 STEPS = (
     StepCommand("motion", "verglas.steps.motion.MOTION_STEP", FRAMES, "Take the motion out of movies."),
     StepCommand(
@@ -191,6 +212,30 @@ STEPS = (
         "verglas.steps.subtract_revert.SUBTRACT_REVERT_STEP",
         SUBTRACTION,
         "Give subtracted particles their original images.",
+    ),
+    StepCommand(
+        "membranes analyze",
+        "verglas.steps.membranes_analyze.MEMBRANES_ANALYZE_STEP",
+        SUBTRACTION,
+        "Find the membranes of 2-D class averages.",
+    ),
+    StepCommand(
+        "membranes subtract",
+        "verglas.steps.membranes_subtract.MEMBRANES_SUBTRACT_STEP",
+        SUBTRACTION,
+        "Take membranes out of particles.",
+    ),
+    StepCommand(
+        "membranes micrographs",
+        "verglas.steps.membranes_micrographs.MEMBRANES_MICROGRAPHS_STEP",
+        SUBTRACTION,
+        "Take membranes out of micrographs by their particles.",
+    ),
+    StepCommand(
+        "membranes trace",
+        "verglas.steps.membranes_trace.MEMBRANES_TRACE_STEP",
+        SUBTRACTION,
+        "Trace membranes in whole micrographs, and take them out.",
     ),
     StepCommand(
         "simulate",
