@@ -7,7 +7,7 @@ What the job folder holds
 `original.star` or `.cs`    the table that came in, for `subtract revert`
 `stacks/<part>.mrcs`        the images without the part, 2000 particles each
 `set.json`                  gain by frequency, noise and prior of each half set
-`maps/before.mrc`           reconstruction of the particles as they came, at most 96 voxels a side
+`maps/before.mrc`           reconstruction of the particles as they came, at most 64 voxels a side
 `maps/after.mrc`            the same of the subtracted ones
 `maps/kept.mrc`             the kept part of the map, moved and cut as the new images are
 ==========================  ====================================================================================
@@ -136,14 +136,9 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     particles = read_image_particles(params.particles).particles
     maps = work.read_maps(_map_paths(params), params.keep, params.remove)
     work.check_particles(particles, maps)
-    references = work.make_references(maps, device)
+    model = work.make_model(particles, maps, device)
     fits = work.find_set_fits(
-        particles,
-        references,
-        maps,
-        by_frequency=params.by_frequency,
-        path=context.folder / "set.json",
-        device=device,
+        particles, model, by_frequency=params.by_frequency, path=context.folder / "set.json"
     )
     rows = np.arange(*item.record)
     box = params.box or maps.size
@@ -158,18 +153,19 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
         dtype=np.float16 if params.float16 else np.float32,
         is_stack=True,
     ) as writer:
-        for batch in work.iterate_batches(particles, rows, references, maps, device):
-            done = work.subtract_batch(batch, particles, fits, proof)
-            images, outside = done.after, np.zeros(len(done.rows))
+        for batch in work.iterate_batches(particles, rows, model):
+            done = work.subtract_batch(batch, particles, fits)
+            work.add_proof(proof, batch, done)
+            images, outside = done.after, np.zeros(len(batch.rows))
             if moves is not None or box != maps.size:
-                centres = np.zeros((len(done.rows), 2)) if moves is None else moves[done.rows]
+                centres = np.zeros((len(batch.rows), 2)) if moves is None else moves[batch.rows]
                 images, outside = cut_windows(images, torch.from_numpy(centres), box)
             writer.write(images.cpu().numpy())
             values.append({**done.values, "outside": outside})
             if len(examples) < _EXAMPLES:
-                examples += _take_examples(done.before, done.after, _EXAMPLES - len(examples))
+                examples += _take_examples(batch.images, done.after, _EXAMPLES - len(examples))
     arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in values]) for name in values[0]}
-    arrays |= work.pack_proof(proof)
+    arrays["proof"] = proof.sums.cpu().numpy()
     arrays["examples"] = np.stack(examples)
     write_arrays(context.folder / f"parts/{item.name}.npz", arrays)
     told = {"particles": len(rows), "mean_scale": float(arrays["expected"].mean())}
@@ -228,7 +224,7 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
     parts = {name: read_arrays(folder / f"parts/{name}.npz", "a part") for name in results}
     values: dict[str, npt.NDArray[Any]] = {
         name: np.concatenate([part[name] for part in parts.values()])
-        for name in ("plain", "error", "expected", "left", "left_error", "outside")
+        for name in ("plain", "error", "expected", "agreement", "left", "left_error", "offset", "outside")
     }
     suffix = params.particles.suffix
     rows = [row for name in results for row in range(*_rows_of(name, len(table.names)))]
@@ -238,7 +234,7 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         # Revert finds rows by their place in the table that was written.
         write_rows(table.take(rows), folder / f"original{suffix}")
     _write_kept(folder, maps, params)
-    proof = work.unpack_proof(iter(parts.values()), maps)
+    proof = work.add_up_proof(iter(parts.values()), maps)
     verdict = judge(values, proof, maps, folder)
     examples = np.concatenate([part["examples"] for part in parts.values()])[:_EXAMPLES]
     draw_scales(values, folder / "set.json", maps.pixel_size_angstrom, folder / "figures/scales.png")

@@ -64,7 +64,7 @@ def judge(values: dict[str, Array], proof: "MapSums", maps: "Maps", folder: Path
 
     size = proof.size
     pixel = maps.pixel_size_angstrom * maps.size / size
-    before, after = proof.maps()
+    before, after = proof.maps(maps.size)
     reference = rescale_images(torch.from_numpy(maps.whole), (size,) * 3)
     remove = rescale_images(torch.from_numpy(maps.remove), (size,) * 3).clamp(0, 1)
     balance = weigh_maps(before, after, reference, remove)
