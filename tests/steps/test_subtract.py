@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from verglas.benchmarks.subtract_cases import Case, make_case, read_subtracted
-from verglas.errors import UserError
+from verglas.errors import FileFormatError
 from verglas.io.cryosparc import read_cs, write_cs
 from verglas.io.mrc import read_mrc, read_mrc_header, write_mrc
 from verglas.io.star import read_star, write_star
@@ -202,7 +202,7 @@ def test_what_does_not_go_together_is_refused(case: Case) -> None:
     assert "pixels of 7.91667 Å and the map voxels of 3 Å" in report.failed["part_0001"]
     blocks = read_star(case.folder / "particles.star")
     optics = blocks["optics"].copy()
-    optics["rlnBeamTiltX"] = 0.5
-    write_star(case.folder / "tilted.star", {**blocks, "optics": optics})
-    with pytest.raises(UserError, match="rlnBeamTiltX"):
-        run(case, "tilted", particles="tilted.star")
+    optics["rlnOddZernike"] = "[1,two]"
+    write_star(case.folder / "odd.star", {**blocks, "optics": optics})
+    with pytest.raises(FileFormatError, match="rlnOddZernike '\\[1,two\\]'"):
+        run(case, "odd", particles="odd.star")

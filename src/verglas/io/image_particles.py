@@ -114,11 +114,11 @@ def _read_aberrations(optics: pd.DataFrame, path: Path) -> tuple[Aberrations, ..
     )
     matrices = zip(*(column(label, float(label[-2] == label[-1])) for label in _MAGNIFICATION), strict=True)
     curves = [_read_curve(row, path) for _, row in optics.iterrows()]
-    # RELION keeps the tilt within the odd terms too where it lists these.
+    if "rlnBeamTiltX" in optics:
+        # RELION then takes the two terms that a tilt makes from the tilt alone.
+        odd = [tuple(0.0 if place in (3, 4) else one for place, one in enumerate(row)) for row in odd]
     return tuple(
-        Aberrations(
-            (0.0, 0.0) if any(odd[row]) else tilt, odd[row], even[row], ((a, b), (c, d)), *curves[row]
-        )
+        Aberrations(tilt, odd[row], even[row], ((a, b), (c, d)), *curves[row])
         for row, (tilt, (a, b, c, d)) in enumerate(zip(tilts, matrices, strict=True))
     )
 

@@ -10,7 +10,7 @@ from verglas.shapes import Values
 def beam_tilt_phase(
     tilt_mrad: tuple[float, float], u: Values, v: Values, cs_mm: float, wavelength_angstrom: float
 ) -> Values:
-    """Phase of a tilted beam, less the shift that goes with it: 2π Cs λ² (u² + v²) (tilt · (u, v)).
+    """Phase of a tilted beam, less the shift that goes with it: -2π Cs λ² (u² + v²) (tilt · (u, v)).
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def beam_tilt_phase(
     """
     cs = cs_mm * 1e7
     along = 1e-3 * (tilt_mrad[0] * u + tilt_mrad[1] * v)
-    return 2 * math.pi * cs * wavelength_angstrom**2 * (u.square() + v.square()) * along
+    return -2 * math.pi * cs * wavelength_angstrom**2 * (u.square() + v.square()) * along
 
 
 def zernike_phase(coefficients: tuple[float, ...], u: Values, v: Values, *, even: bool) -> Values:

@@ -108,7 +108,8 @@ def describe_optics(particles: ImageParticles, size: int, device: torch.device) 
         square = u.square() + v.square()
         cs = optics.cs_mm * _ANGSTROM_PER_MILLIMETRE
         phase = -0.5 * math.pi * cs * optics.wavelength_angstrom**3 * square.square()
-        phases.append((phase + zernike_phase(extra.even, u, v, even=True)).float())
+        # RELION adds its even terms to the negative of our phase.
+        phases.append((phase - zernike_phase(extra.even, u, v, even=True)).float())
         shift = beam_tilt_phase(extra.beam_tilt_mrad, u, v, optics.cs_mm, optics.wavelength_angstrom)
         shift = shift + zernike_phase(extra.odd, u, v, even=False)
         loss = torch.ones_like(square)

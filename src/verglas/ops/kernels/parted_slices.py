@@ -258,12 +258,13 @@ def _predict_numba(
 ):  # pragma: no cover -- compiled
     count, size, half = images.shape
     padded = parts.shape[1]
+    columns = parts.shape[3]
     scale = padded / size
     limit, reach_limit = padded * padded / 4, ((reach - 0.5) * scale) ** 2
     last = size // 2
     one = np.float32(1)
     for p in numba.prange(count):
-        volume, m, g = parts[part[p]], axes[p], group[p]
+        volume, m, g = parts[part[p]].reshape(-1), axes[p], group[p]
         ax, ay, az = m[0, 0] * scale, m[0, 1] * scale, m[0, 2] * scale
         bx, by, bz = m[1, 0] * scale, m[1, 1] * scale, m[1, 2] * scale
         qxx, qxy, qyy, start, bfactor, amplitude = waves[p]
@@ -290,20 +291,21 @@ def _predict_numba(
                 if x < 0:
                     x, y, z, sign = -x, -y, -z, -one
                 read[:] = 0
-                x0, y0, z0, y1, z1, fx, fy, fz = _find_voxels(x, y, z, padded)
-                for c in range(4 if far < reach_limit else 0):
-                    which, side = c // 2, c % 2
-                    a00 = volume[z0, y0, x0, which, side]
-                    a01 = volume[z0, y1, x0, which, side]
-                    a10 = volume[z1, y0, x0, which, side]
-                    a11 = volume[z1, y1, x0, which, side]
-                    a00 += fx * (volume[z0, y0, x0 + 1, which, side] - a00)
-                    a01 += fx * (volume[z0, y1, x0 + 1, which, side] - a01)
-                    a10 += fx * (volume[z1, y0, x0 + 1, which, side] - a10)
-                    a11 += fx * (volume[z1, y1, x0 + 1, which, side] - a11)
-                    a00 += fy * (a01 - a00)
-                    a10 += fy * (a11 - a10)
-                    read[c] = a00 + fz * (a10 - a00)
+                if far < reach_limit:
+                    x0, y0, z0, y1, z1, fx, fy, fz = _find_voxels(x, y, z, padded)
+                    b00 = 4 * ((z0 * padded + y0) * columns + x0)
+                    b01 = 4 * ((z0 * padded + y1) * columns + x0)
+                    b10 = 4 * ((z1 * padded + y0) * columns + x0)
+                    b11 = 4 * ((z1 * padded + y1) * columns + x0)
+                    w00, w01 = (one - fz) * (one - fy), (one - fz) * fy
+                    w10, w11 = fz * (one - fy), fz * fy
+                    gx = one - fx
+                    for c in range(4):
+                        near = w00 * volume[b00 + c] + w01 * volume[b01 + c]
+                        near += w10 * volume[b10 + c] + w11 * volume[b11 + c]
+                        next_ = w00 * volume[b00 + 4 + c] + w01 * volume[b01 + 4 + c]
+                        next_ += w10 * volume[b10 + 4 + c] + w11 * volume[b11 + 4 + c]
+                        read[c] = gx * near + fx * next_
                 chi = qxx * kx * kx + qxy * kx * ky + qyy * ky * ky + start + phases[g, j, kx]
                 chi -= 2 * np.pi * np.rint(chi / (2 * np.pi))
                 t = np.float32(amplitude) * np.sin(np.float32(chi))
@@ -352,9 +354,12 @@ def _insert_numba(before, after, change, axes, sums, parts):  # pragma: no cover
     # terms are added in the same order however many threads there are.
     count, size, _ = before.shape
     padded = sums.shape[0]
+    columns = sums.shape[2]
+    flat = sums.reshape(-1)
     small = padded // 2
     edge = (small + 1) // 2
     for part in numba.prange(parts):
+        values = np.empty(5, np.float32)
         for p in range(count):
             m = axes[p]
             ax, ay, az = 2 * m[0, 0], 2 * m[0, 1], 2 * m[0, 2]
@@ -375,11 +380,11 @@ def _insert_numba(before, after, change, axes, sums, parts):  # pragma: no cover
                         continue
                     c, b, a = change[p, j, kx], before[p, j, kx], after[p, j, kx]
                     share = np.float32(0.5) if kx == 0 else np.float32(1)
-                    b_re = share * (b.real * c.real + b.imag * c.imag)
-                    b_im = share * sign * (b.imag * c.real - b.real * c.imag)
-                    a_re = share * (a.real * c.real + a.imag * c.imag)
-                    a_im = share * sign * (a.imag * c.real - a.real * c.imag)
-                    weight = share * (c.real * c.real + c.imag * c.imag)
+                    values[0] = share * (b.real * c.real + b.imag * c.imag)
+                    values[1] = share * sign * (b.imag * c.real - b.real * c.imag)
+                    values[2] = share * (a.real * c.real + a.imag * c.imag)
+                    values[3] = share * sign * (a.imag * c.real - a.real * c.imag)
+                    values[4] = share * (c.real * c.real + c.imag * c.imag)
                     for dz in range(2):
                         zi = z1 if dz else z0
                         if parts > 1 and zi % parts != part:
@@ -389,14 +394,8 @@ def _insert_numba(before, after, change, axes, sums, parts):  # pragma: no cover
                             yi = y1 if dy else y0
                             w = wz * (fy if dy else np.float32(1) - fy)
                             near, far = w * (np.float32(1) - fx), w * fx
-                            first, second = sums[zi, yi, x0], sums[zi, yi, x0 + 1]
-                            first[0] += near * b_re
-                            first[1] += near * b_im
-                            first[2] += near * a_re
-                            first[3] += near * a_im
-                            first[4] += near * weight
-                            second[0] += far * b_re
-                            second[1] += far * b_im
-                            second[2] += far * a_re
-                            second[3] += far * a_im
-                            second[4] += far * weight
+                            base = 5 * ((zi * padded + yi) * columns + x0)
+                            for i in range(5):
+                                flat[base + i] += near * values[i]
+                            for i in range(5):
+                                flat[base + 5 + i] += far * values[i]
