@@ -5,9 +5,9 @@ What the job folder holds
 ==========================  ====================================================================================
 `particles.star` or `.cs`   the table that came in, with the new images
 `original.star` or `.cs`    the table that came in, for `subtract revert`
-`stacks/<part>.mrcs`        the images without the part, 2000 particles each
+`stacks/<part>.mrcs`        the images without the part, 5000 particles each
 `set.json`                  gain by frequency, noise and prior of each half set
-`maps/before.mrc`           reconstruction of the particles as they came, at most 64 voxels a side
+`maps/before.mrc`           reconstruction of 2500 particles at most as they came, at most 64 voxels a side
 `maps/after.mrc`            the same of the subtracted ones
 `maps/kept.mrc`             the kept part of the map, moved and cut as the new images are
 ==========================  ====================================================================================
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from verglas.io.image_particles import ParticleTable
     from verglas.steps.subtraction_work import Maps
 
-PART = 2000
+PART = 5000
 """Particles of an item."""
 
 _PROCESS_BYTES = 400 << 20
 _EXAMPLES = 4
+_WORST = 8
 
 
 class SubtractParams(Params):
@@ -107,7 +108,7 @@ def _map_paths(params: SubtractParams) -> dict[int, Path]:
 
 
 def list_items(params: SubtractParams) -> list[Item]:
-    """One item for 2000 particles; each depends on the whole table, from which the prior comes."""
+    """One item for 5000 particles; each depends on the whole table, from which the prior comes."""
     from verglas.io.image_particles import read_image_particles
 
     maps = [check_exists(path, "map") for path in _map_paths(params).values()]
@@ -144,7 +145,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     box = params.box or maps.size
     moves = _find_centres(particles.angles_deg, particles.origins_angstrom, maps, params)
     stack, values = f"stacks/{item.name}.mrcs", []
-    proof = work.make_proof(maps, device)
+    proof, chosen = work.make_proof(maps, device), work.choose_proof(len(particles))
     examples: list[npt.NDArray[np.float32]] = []
     with create_mrc(
         context.folder / stack,
@@ -155,7 +156,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     ) as writer:
         for batch in work.iterate_batches(particles, rows, model):
             done = work.subtract_batch(batch, particles, fits)
-            work.add_proof(proof, batch, done)
+            work.add_proof(proof, batch, done, chosen)
             images, outside = done.after, np.zeros(len(batch.rows))
             if moves is not None or box != maps.size:
                 centres = np.zeros((len(batch.rows), 2)) if moves is None else moves[batch.rows]
@@ -249,6 +250,11 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         "scatter": Value(
             round(float(values["expected"].std()), 4), "", "of the scales, one standard deviation"
         ),
+        "worst": Value(
+            ", ".join(str(rows[one] + 1) for one in np.argsort(values["agreement"], kind="stable")[:_WORST]),
+            "",
+            "rows of the table whose images agree least with the map",
+        ),
     }
     figures = [
         Figure(
@@ -286,7 +292,12 @@ def _write_table(
     if params.particles.suffix == ".cs":
         write_cs_particles(folder / "particles.cs", table, images, box=box, centred=centred)
         return
-    columns = {"vglSubtractScale": values["expected"], "vglSubtractScaleError": values["error"]}
+    columns = {
+        "vglSubtractScale": values["expected"],
+        "vglSubtractScaleError": values["error"],
+        "vglSubtractAgreement": values["agreement"],
+        "vglSubtractBackground": values["offset"],
+    }
     write_star_particles(folder / "particles.star", table, images, columns, box=box, centred=centred)
 
 

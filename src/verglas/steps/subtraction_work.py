@@ -28,6 +28,7 @@ SAMPLE = 1000
 """Particles of a half set that gain, noise and prior are found from."""
 
 _PROOF_PIXELS = 64
+_PROOF_PARTICLES = 2500
 _BATCH_PIXELS = 1 << 20
 _PIXEL_TOLERANCE = 1e-3
 
@@ -155,10 +156,11 @@ def iterate_batches(
     from verglas.ops.kernels.parted_slices import predict
 
     step = max(1, _BATCH_PIXELS // model.size**2)
+    every = describe_views(particles.take(rows), model.reference, model.optics, model.size)
     for start in range(0, len(rows), step):
         chosen = rows[start : start + step]
-        some = particles.take(chosen)
-        images = check_finite(read_images(some.images), f"images of particles {chosen[0] + 1} on")
+        some = [particles.images[row] for row in chosen]
+        images = check_finite(read_images(some), f"images of particles {chosen[0] + 1} on")
         if images.shape[1:] != (model.size, model.size):
             raise UserError(
                 f"the particles have (y, x) = {images.shape[1:]} pixels and the map {model.size} voxels a side; "
@@ -166,7 +168,7 @@ def iterate_batches(
             )
         on_device = torch.from_numpy(images).to(model.device)
         slices = torch.fft.rfft2(on_device)
-        views = describe_views(some, model.reference, model.optics, model.size)
+        views = every.take(slice(start, start + step))
         removed, change, products = predict(model.reference.parts, model.reference.reach, views, slices)
         yield Batch(chosen, on_device, slices, views.axes, removed, change, products.cpu().numpy())
 
@@ -264,11 +266,23 @@ def _find_offsets(batch: Batch, scale: FloatArray) -> FloatArray:
     return (total - scale * predicted) / float(np.prod(batch.images.shape[-2:]))
 
 
-def add_proof(proof: "MapSums", batch: Batch, done: Done) -> None:
-    """Insert a batch before and after into the maps of the proof."""
+def choose_proof(count: int) -> npt.NDArray[np.bool_]:
+    """Tell which of all particles the maps of the proof are made from: 2500 at most, spread over the table."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.linspace(0, count - 1, min(count, _PROOF_PARTICLES)).astype(np.int64)] = True
+    return chosen
+
+
+def add_proof(proof: "MapSums", batch: Batch, done: Done, chosen: npt.NDArray[np.bool_]) -> None:
+    """Insert those of a batch that are chosen, before and after, into the maps of the proof."""
+    import torch
+
     from verglas.ops.kernels.parted_slices import insert_pair
 
-    insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums)
+    rows = torch.from_numpy(np.flatnonzero(chosen[batch.rows])).to(batch.slices.device)
+    if len(rows):
+        pairs = (batch.slices[rows], done.slices[rows], batch.change[rows], batch.axes[rows])
+        insert_pair(*pairs, proof.sums)
 
 
 def make_proof(maps: Maps, device: "torch.device") -> "MapSums":

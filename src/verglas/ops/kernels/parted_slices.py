@@ -58,6 +58,10 @@ class Views(NamedTuple):
     factors: Complex[Tensor, "g y kx"]
     squares: Float[Tensor, "g y kx"]
 
+    def take(self, rows: slice) -> "Views":
+        """Return the views of some particles."""
+        return Views(*(one[rows] for one in self[:6]), *self[6:])
+
 
 def predict(
     parts: Complex[Tensor, "h padded padded padded_half 2"], reach: int, views: Views, images: ImageRfft
