@@ -7,7 +7,7 @@ What the job folder holds
 `original.star` or `.cs`    the table that came in, for `subtract revert`
 `stacks/<part>.mrcs`        the images without the part, 5000 particles each
 `set.json`                  gain by frequency, noise and prior of each half set
-`maps/before.mrc`           reconstruction of 2500 particles at most as they came, at most 64 voxels a side
+`maps/before.mrc`           reconstruction of 2000 particles at most as they came, at most 64 voxels a side
 `maps/after.mrc`            the same of the subtracted ones
 `maps/kept.mrc`             the kept part of the map, moved and cut as the new images are
 ==========================  ====================================================================================
@@ -126,6 +126,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     """Subtract from the particles of one part."""
     import torch
 
+    from verglas.algo.subtraction.class_averages import Averages
     from verglas.algo.subtraction.windows import cut_windows
     from verglas.io.arrays import write_arrays
     from verglas.io.image_particles import read_image_particles
@@ -146,6 +147,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     moves = _find_centres(particles.angles_deg, particles.origins_angstrom, maps, params)
     stack, values = f"stacks/{item.name}.mrcs", []
     proof, chosen = work.make_proof(maps, device), work.choose_proof(len(particles))
+    averages = Averages(particles.angles_deg, maps.size)
     examples: list[npt.NDArray[np.float32]] = []
     with create_mrc(
         context.folder / stack,
@@ -157,6 +159,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
         for batch in work.iterate_batches(particles, rows, model):
             done = work.subtract_batch(batch, particles, fits)
             work.add_proof(proof, batch, done, chosen)
+            averages.add(batch.rows, batch.slices, done.slices, batch.change)
             images, outside = done.after, np.zeros(len(batch.rows))
             if moves is not None or box != maps.size:
                 centres = np.zeros((len(batch.rows), 2)) if moves is None else moves[batch.rows]
@@ -166,7 +169,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
             if len(examples) < _EXAMPLES:
                 examples += _take_examples(batch.images, done.after, _EXAMPLES - len(examples))
     arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in values]) for name in values[0]}
-    arrays["proof"] = proof.sums.cpu().numpy()
+    arrays |= {"proof": proof.sums.cpu().numpy(), "sums": averages.sums, "weights": averages.weights}
     arrays["examples"] = np.stack(examples)
     write_arrays(context.folder / f"parts/{item.name}.npz", arrays)
     told = {"particles": len(rows), "mean_scale": float(arrays["expected"].mean())}
@@ -216,6 +219,7 @@ def _choose_point(maps: "Maps", params: SubtractParams) -> npt.NDArray[np.float6
 
 def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Path) -> Summary:
     """Write the tables, hold the maps against each other, and say whether it worked."""
+    from verglas.algo.subtraction.class_averages import finish_averages
     from verglas.io.arrays import read_arrays
     from verglas.io.image_particles import read_image_particles, write_rows
     from verglas.steps import subtraction_work as work
@@ -238,6 +242,8 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
     proof = work.add_up_proof(iter(parts.values()), maps)
     verdict = judge(values, proof, maps, folder)
     examples = np.concatenate([part["examples"] for part in parts.values()])[:_EXAMPLES]
+    averages = finish_averages(*(sum(part[name] for part in parts.values()) for name in ("sums", "weights")))
+    draw_examples(averages, maps.pixel_size_angstrom, folder / "figures/averages.png")
     draw_scales(values, folder / "set.json", maps.pixel_size_angstrom, folder / "figures/scales.png")
     draw_maps(verdict, maps, folder / "figures/maps.png")
     draw_examples(examples, maps.pixel_size_angstrom, folder / "figures/particles.png")
@@ -260,6 +266,10 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         Figure(
             "figures/maps.png",
             "reference, and particles reconstructed before and after, with the removed region",
+        ),
+        Figure(
+            "figures/averages.png",
+            "averages of up to 100 particles about the most frequent views, before and after",
         ),
         Figure("figures/particles.png", "particles before and after, smoothed for the eye"),
         Figure("figures/scales.png", "how strong the map is in each particle, and by frequency"),

@@ -28,7 +28,7 @@ SAMPLE = 1000
 """Particles of a half set that gain, noise and prior are found from."""
 
 _PROOF_PIXELS = 64
-_PROOF_PARTICLES = 2500
+_PROOF_PARTICLES = 2000
 _BATCH_PIXELS = 1 << 20
 _PIXEL_TOLERANCE = 1e-3
 
@@ -267,7 +267,7 @@ def _find_offsets(batch: Batch, scale: FloatArray) -> FloatArray:
 
 
 def choose_proof(count: int) -> npt.NDArray[np.bool_]:
-    """Tell which of all particles the maps of the proof are made from: 2500 at most, spread over the table."""
+    """Tell which of all particles the maps of the proof are made from: 2000 at most, spread over the table."""
     chosen = np.zeros(count, dtype=bool)
     chosen[np.linspace(0, count - 1, min(count, _PROOF_PARTICLES)).astype(np.int64)] = True
     return chosen
@@ -280,7 +280,9 @@ def add_proof(proof: "MapSums", batch: Batch, done: Done, chosen: npt.NDArray[np
     from verglas.ops.kernels.parted_slices import insert_pair
 
     rows = torch.from_numpy(np.flatnonzero(chosen[batch.rows])).to(batch.slices.device)
-    if len(rows):
+    if len(rows) == len(batch.rows):
+        insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums)
+    elif len(rows):
         pairs = (batch.slices[rows], done.slices[rows], batch.change[rows], batch.axes[rows])
         insert_pair(*pairs, proof.sums)
 

@@ -11,10 +11,12 @@ and s² tables of the particle's optics. Everything that does not reach Nyquist 
 # ruff: noqa: ANN001, ANN202 -- numba infers the types of kernels
 
 import math
+from functools import lru_cache
 from typing import NamedTuple, no_type_check
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
@@ -90,10 +92,10 @@ def predict(
     """
     if images.device.type != "cpu":
         return predict_reference(parts, reach, views, images)
-    removed, change = torch.zeros_like(images), torch.zeros_like(images)
+    removed, change = torch.empty_like(images), torch.empty_like(images)
     size = images.shape[1]
     sums = torch.zeros(len(images), PRODUCTS, size // 2, dtype=torch.float64)
-    shells = fourier_shells((size, size)).numpy().astype(np.int32)
+    shells = _number_shells(size)
     _predict_numba(
         torch.view_as_real(parts).numpy(),
         reach,
@@ -146,6 +148,12 @@ def predict_reference(
     return removed, change, torch.stack(sums, dim=1)
 
 
+@lru_cache(maxsize=4)
+def _number_shells(size: int) -> npt.NDArray[np.int32]:
+    """Shell of each pixel; n // 2 for all that lies in no whole one."""
+    return fourier_shells((size, size)).clamp(max=size // 2).numpy().astype(np.int32)
+
+
 def _shell_members(size: int, device: torch.device) -> Tensor:
     """How often each pixel of the half transform counts in each shell."""
     shells = fourier_shells((size, size), device).reshape(-1)
@@ -163,7 +171,7 @@ def subtract(images: ImageRfft, removed: ImageRfft, factors: Float[Tensor, "b sh
         return subtract_reference(images, removed, factors)
     size = images.shape[1]
     after = torch.empty_like(images)
-    shells = fourier_shells((size, size)).clamp(max=size // 2).numpy().astype(np.int32)
+    shells = _number_shells(size)
     _subtract_numba(
         images.numpy(), removed.numpy(), factors.float().contiguous().numpy(), shells, after.numpy()
     )
@@ -279,6 +287,8 @@ def _predict_numba(
         for j in range(size):
             ky = j if 2 * j < size else j - size
             ramp_re, ramp_im = np.cos(turn_y * ky), np.sin(turn_y * ky)
+            removed[p, j, :] = 0
+            change[p, j, :] = 0
             for kx in range(half):
                 if 4 * (kx * kx + ky * ky) >= size * size:
                     break
@@ -329,7 +339,7 @@ def _predict_numba(
                 seen = images[p, j, kx]
                 w = one if kx == 0 else np.float32(2)
                 # What lies in no whole shell is added to a last one that nobody reads.
-                s = min(shells[j, kx], last)
+                s = shells[j, kx]
                 own[s, 0] += w * (seen.real * seen.real + seen.imag * seen.imag)
                 own[s, 1] += w * (seen.real * k_re + seen.imag * k_im)
                 own[s, 2] += w * (seen.real * r_re + seen.imag * r_im)
