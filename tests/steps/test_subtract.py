@@ -53,7 +53,7 @@ def test_the_removed_part_is_gone_at_each_contrast(case: Case, plain: RunReport)
     assert str(plain.summary.values["verdict"].value).startswith("it worked")
     assert abs(float(plain.summary.values["left"].value)) < 5
     assert float(plain.summary.values["kept"].value) == pytest.approx(100, abs=5)
-    for name in ("maps", "particles", "scales"):
+    for name in ("averages", "maps", "particles", "scales"):
         assert (case.folder / f"plain/figures/{name}.png").stat().st_size > 10_000
 
 
@@ -138,7 +138,7 @@ def test_cryosparc_in_and_out(case: Case, plain: RunReport) -> None:
     kind += [(f"ctf/{name}", "f4") for name in ("df1_A", "df2_A", "df_angle_rad", "phase_shift_rad")]
     kind += [(f"ctf/{name}", "f4") for name in ("accel_kv", "cs_mm", "amp_contrast")]
     kind += [("alignments3D/pose", "f4", 3), ("alignments3D/shift", "f4", 2), ("alignments3D/psize_A", "f4")]
-    kind += [("alignments3D/split", "u4")]
+    kind += [("alignments3D/split", "u4"), ("ctf/tilt_A", "f4", 2), ("ctf/anisomag", "f4", 4)]
     records = np.zeros(count, dtype=kind)
     records["uid"] = np.arange(count) + 10
     records["blob/path"] = b"p.mrcs"
@@ -152,8 +152,11 @@ def test_cryosparc_in_and_out(case: Case, plain: RunReport) -> None:
     records["alignments3D/pose"] = rotation_vectors(rows)
     origins = rows[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy()
     records["alignments3D/shift"] = origins / case.pixel_size_angstrom
+    records["ctf/tilt_A"] = 0.1
     write_cs(case.folder / "p.cs", records)
-    assert not run(case, "cs", particles="p.cs", recentre=True, box=40).failed
+    report = run(case, "cs", particles="p.cs", recentre=True, box=40)
+    assert report.summary is not None
+    assert any("ctf/tilt_A, which are not applied" in one for one in report.summary.warnings)
     made = read_cs(case.folder / "cs/particles.cs")
     assert made["uid"].tolist() == records["uid"].tolist()
     assert (made["blob/shape"] == 40).all()

@@ -34,6 +34,9 @@ _MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 _PRIORS = ("rlnOriginXPriorAngst", "rlnOriginYPriorAngst")
 
 
+_CS_ABERRATIONS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
+
+
 @dataclass(frozen=True, eq=False)
 class ParticleTable:
     """A table of particle images, with the whole file that it came from.
@@ -51,6 +54,14 @@ class ParticleTable:
     particles: ImageParticles
     names: tuple[str, ...]
     source: dict[str, Block] | Records
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Aberrations of a `.cs` file that are not zero and not known here."""
+        if isinstance(self.source, dict):
+            return ()
+        names = self.source.dtype.names or ()
+        return tuple(name for name in _CS_ABERRATIONS if name in names and self.source[name].any())
 
     def take(self, rows: Sequence[int]) -> Self:
         """Return the table of some rows."""

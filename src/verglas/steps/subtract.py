@@ -274,7 +274,10 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         Figure("figures/particles.png", "particles before and after, smoothed for the eye"),
         Figure("figures/scales.png", "how strong the map is in each particle, and by frequency"),
     ]
-    return Summary(figures, told, list(verdict.warnings), [f"particles{suffix}"])
+    warnings = list(verdict.warnings)
+    if table.unused:
+        warnings.append(f"the table has {', '.join(table.unused)}, which are not applied to the map")
+    return Summary(figures, told, warnings, [f"particles{suffix}"])
 
 
 def _rows_of(name: str, count: int) -> tuple[int, int]:
