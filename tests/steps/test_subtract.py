@@ -1,5 +1,6 @@
 """`subtract` and `subtract revert`, on particles whose projections RELION made."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -209,3 +210,20 @@ def test_what_does_not_go_together_is_refused(case: Case) -> None:
     write_star(case.folder / "odd.star", {**blocks, "optics": optics})
     with pytest.raises(FileFormatError, match="rlnOddZernike '\\[1,two\\]'"):
         run(case, "odd", particles="odd.star")
+
+
+def test_a_job_that_goes_on_with_another_map_finds_the_set_anew(case: Case, plain: RunReport) -> None:
+    out = case.folder / "went_on"
+    shutil.copytree(case.folder / "plain", out)
+    first = json.loads((out / "set.json").read_text())
+    for path in (out / "items").iterdir():
+        path.unlink()  # as if it had been killed before its part was done
+    volume = read_mrc(case.folder / "map.mrc")
+    write_mrc(case.folder / "map.mrc", 2 * volume, voxel_size_angstrom=case.pixel_size_angstrom)
+    try:
+        assert not run(case, "went_on").failed
+    finally:
+        write_mrc(case.folder / "map.mrc", volume, voxel_size_angstrom=case.pixel_size_angstrom)
+    second = json.loads((out / "set.json").read_text())
+    assert second["made_from"] != first["made_from"]
+    assert second["sets"]["0"]["mean"] == pytest.approx(first["sets"]["0"]["mean"] / 2, rel=0.01)

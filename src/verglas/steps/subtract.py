@@ -140,7 +140,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     work.check_particles(particles, maps)
     model = work.make_model(particles, maps, device)
     fits = work.find_set_fits(
-        particles, model, by_frequency=params.by_frequency, path=context.folder / "set.json"
+        particles, maps, model, by_frequency=params.by_frequency, path=context.folder / "set.json"
     )
     rows = np.arange(*item.record)
     box = params.box or maps.size

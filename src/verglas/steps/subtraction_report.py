@@ -165,7 +165,7 @@ def draw_scales(values: dict[str, Array], fits: Path, pixel: float, path: Path) 
     """Draw the scales and the gain of each half set."""
     from verglas.figures.subtraction import draw_scales as draw
 
-    told = json.loads(fits.read_text(encoding="utf-8"))
+    told = json.loads(fits.read_text(encoding="utf-8"))["sets"]
     gains = [(f"half {half}" if half != "0" else "all", np.array(one["gain"])) for half, one in told.items()]
     draw(values["plain"], values["expected"], gains, pixel, path)
 

@@ -1,5 +1,6 @@
 """The particles of one part of a set: their scales, what is left when the part of the map is taken out, the proof."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,19 +175,21 @@ def iterate_batches(
 
 
 def find_set_fits(
-    particles: "ImageParticles", model: Model, *, by_frequency: bool, path: Path
+    particles: "ImageParticles", maps: Maps, model: Model, *, by_frequency: bool, path: Path
 ) -> "dict[int, SetFit]":
     """Find what each half set has in common, from a sample; once for all parts of the job.
 
-    It is written to `path`. Every part would write the same, so it does not matter which does.
+    It is written to `path`, with what it was made from: a job that was killed may go on with another map. Every part
+    would write the same, so it does not matter which does.
     """
     from verglas.algo.subtraction.scales import SetFit, compare_whole, fit_set
 
-    if path.exists():
-        told = json.loads(path.read_text(encoding="utf-8"))
+    source = _digest(particles, maps)
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if told.get("made_from") == source:
         return {
             int(half): SetFit(np.array(one["gain"]), np.array(one["noise"]), one["mean"], one["deviation"])
-            for half, one in told.items()
+            for half, one in told["sets"].items()
         }
     fits = {}
     for half in model.reference.halves:
@@ -196,8 +199,21 @@ def find_set_fits(
         if found:
             sums = compare_whole(np.concatenate(found), model.size)
             fits[half] = fit_set(sums, by_frequency=by_frequency)
-    write_text(path, json.dumps({str(half): fit.to_json() for half, fit in fits.items()}) + "\n")
+    sets = {str(half): fit.to_json() for half, fit in fits.items()}
+    write_text(path, json.dumps({"made_from": source, "sets": sets}) + "\n")
     return fits
+
+
+def _digest(particles: "ImageParticles", maps: Maps) -> str:
+    """Digest of maps, mask, poses and transfer functions, and of the stacks' sizes and times."""
+    digest = hashlib.blake2b(digest_size=16)
+    tables = (particles.angles_deg, particles.origins_angstrom, particles.ctf, particles.half_set)
+    for array in (*maps.volumes.values(), maps.remove, *tables):
+        digest.update(np.ascontiguousarray(array))
+    for path in dict.fromkeys(image.path for image in particles.images):
+        digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    digest.update(repr((particles.optics, particles.aberrations)).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
