@@ -242,7 +242,8 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
     proof = work.add_up_proof(iter(parts.values()), maps)
     verdict = judge(values, proof, maps, folder)
     examples = np.concatenate([part["examples"] for part in parts.values()])[:_EXAMPLES]
-    averages = finish_averages(*(sum(part[name] for part in parts.values()) for name in ("sums", "weights")))
+    sums, weights = (np.sum([part[name] for part in parts.values()], axis=0) for name in ("sums", "weights"))
+    averages = finish_averages(sums, weights)
     draw_examples(averages, maps.pixel_size_angstrom, folder / "figures/averages.png")
     draw_scales(values, folder / "set.json", maps.pixel_size_angstrom, folder / "figures/scales.png")
     draw_maps(verdict, maps, folder / "figures/maps.png")

@@ -209,7 +209,7 @@ def _digest(particles: "ImageParticles", maps: Maps) -> str:
     digest = hashlib.blake2b(digest_size=16)
     tables = (particles.angles_deg, particles.origins_angstrom, particles.ctf, particles.half_set)
     for array in (*maps.volumes.values(), maps.remove, *tables):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).tobytes())
     for path in dict.fromkeys(image.path for image in particles.images):
         digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     digest.update(repr((particles.optics, particles.aberrations)).encode())
