@@ -1,5 +1,6 @@
 """`subtract` and `subtract revert`, on particles whose projections RELION made."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 
 from verglas.benchmarks.subtract_cases import Case, make_case, read_subtracted
-from verglas.errors import UserError
+from verglas.errors import FileFormatError
 from verglas.io.cryosparc import read_cs, write_cs
 from verglas.io.mrc import read_mrc, read_mrc_header, write_mrc
 from verglas.io.star import read_star, write_star
@@ -53,7 +54,7 @@ def test_the_removed_part_is_gone_at_each_contrast(case: Case, plain: RunReport)
     assert str(plain.summary.values["verdict"].value).startswith("it worked")
     assert abs(float(plain.summary.values["left"].value)) < 5
     assert float(plain.summary.values["kept"].value) == pytest.approx(100, abs=5)
-    for name in ("maps", "particles", "scales"):
+    for name in ("averages", "maps", "particles", "scales"):
         assert (case.folder / f"plain/figures/{name}.png").stat().st_size > 10_000
 
 
@@ -138,7 +139,7 @@ def test_cryosparc_in_and_out(case: Case, plain: RunReport) -> None:
     kind += [(f"ctf/{name}", "f4") for name in ("df1_A", "df2_A", "df_angle_rad", "phase_shift_rad")]
     kind += [(f"ctf/{name}", "f4") for name in ("accel_kv", "cs_mm", "amp_contrast")]
     kind += [("alignments3D/pose", "f4", 3), ("alignments3D/shift", "f4", 2), ("alignments3D/psize_A", "f4")]
-    kind += [("alignments3D/split", "u4")]
+    kind += [("alignments3D/split", "u4"), ("ctf/tilt_A", "f4", 2), ("ctf/anisomag", "f4", 4)]
     records = np.zeros(count, dtype=kind)
     records["uid"] = np.arange(count) + 10
     records["blob/path"] = b"p.mrcs"
@@ -152,8 +153,11 @@ def test_cryosparc_in_and_out(case: Case, plain: RunReport) -> None:
     records["alignments3D/pose"] = rotation_vectors(rows)
     origins = rows[["rlnOriginXAngst", "rlnOriginYAngst"]].to_numpy()
     records["alignments3D/shift"] = origins / case.pixel_size_angstrom
+    records["ctf/tilt_A"] = 0.1
     write_cs(case.folder / "p.cs", records)
-    assert not run(case, "cs", particles="p.cs", recentre=True, box=40).failed
+    report = run(case, "cs", particles="p.cs", recentre=True, box=40)
+    assert report.summary is not None
+    assert any("ctf/tilt_A, which are not applied" in one for one in report.summary.warnings)
     made = read_cs(case.folder / "cs/particles.cs")
     assert made["uid"].tolist() == records["uid"].tolist()
     assert (made["blob/shape"] == 40).all()
@@ -202,7 +206,24 @@ def test_what_does_not_go_together_is_refused(case: Case) -> None:
     assert "pixels of 7.91667 Å and the map voxels of 3 Å" in report.failed["part_0001"]
     blocks = read_star(case.folder / "particles.star")
     optics = blocks["optics"].copy()
-    optics["rlnBeamTiltX"] = 0.5
-    write_star(case.folder / "tilted.star", {**blocks, "optics": optics})
-    with pytest.raises(UserError, match="rlnBeamTiltX"):
-        run(case, "tilted", particles="tilted.star")
+    optics["rlnOddZernike"] = "[1,two]"
+    write_star(case.folder / "odd.star", {**blocks, "optics": optics})
+    with pytest.raises(FileFormatError, match="rlnOddZernike '\\[1,two\\]'"):
+        run(case, "odd", particles="odd.star")
+
+
+def test_a_job_that_goes_on_with_another_map_finds_the_set_anew(case: Case, plain: RunReport) -> None:
+    out = case.folder / "went_on"
+    shutil.copytree(case.folder / "plain", out)
+    first = json.loads((out / "set.json").read_text())
+    for path in (out / "items").iterdir():
+        path.unlink()  # as if it had been killed before its part was done
+    volume = read_mrc(case.folder / "map.mrc")
+    write_mrc(case.folder / "map.mrc", 2 * volume, voxel_size_angstrom=case.pixel_size_angstrom)
+    try:
+        assert not run(case, "went_on").failed
+    finally:
+        write_mrc(case.folder / "map.mrc", volume, voxel_size_angstrom=case.pixel_size_angstrom)
+    second = json.loads((out / "set.json").read_text())
+    assert second["made_from"] != first["made_from"]
+    assert second["sets"]["0"]["mean"] == pytest.approx(first["sets"]["0"]["mean"] / 2, rel=0.01)

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from verglas.errors import FileFormatError, UserError
+from verglas.errors import FileFormatError
 from verglas.files import check_exists
 from verglas.io.cryosparc import particles_from_cs, read_cs, write_cs
+from verglas.io.detector_mtf import read_mtf
 from verglas.io.relion_tilt_series import find_file, project_path
 from verglas.io.star import Block, get_numbers, get_table, read_star, require_columns, write_star
-from verglas.model import ImageParticles, ImageReference, Optics
+from verglas.model import Aberrations, ImageParticles, ImageReference, Optics
 
 Records = npt.NDArray[np.void]
 
@@ -29,8 +30,11 @@ _CTF = (
 )
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 _ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
-_UNKNOWN = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike")
+_MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 _PRIORS = ("rlnOriginXPriorAngst", "rlnOriginYPriorAngst")
+
+
+_CS_ABERRATIONS = ("ctf/shift_A", "ctf/tilt_A", "ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,14 @@ class ParticleTable:
     names: tuple[str, ...]
     source: dict[str, Block] | Records
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Aberrations of a `.cs` file that are not zero and not known here."""
+        if isinstance(self.source, dict):
+            return ()
+        names = self.source.dtype.names or ()
+        return tuple(name for name in _CS_ABERRATIONS if name in names and self.source[name].any())
+
     def take(self, rows: Sequence[int]) -> Self:
         """Return the table of some rows."""
         index = list(rows)
@@ -68,9 +80,7 @@ def read_image_particles(path: Path | str) -> ParticleTable:
     Raises
     ------
     FileFormatError
-        When labels are missing.
-    UserError
-        When the table has aberrations that are not known here: beam tilt, Zernike terms, anisotropic magnification.
+        When labels are missing, or values of the optics are no numbers.
     """
     path = check_exists(path, "particles")
     if path.suffix == ".cs":
@@ -82,7 +92,6 @@ def read_image_particles(path: Path | str) -> ParticleTable:
     if "optics" not in blocks:
         return _interpret(table, _group_optics(table, path), path, blocks)
     optics = require_columns(get_table(blocks, "optics", path), ["rlnOpticsGroup", *_OPTICS], path, "optics")
-    _check_aberrations(optics, path)
     require_columns(table, ["rlnOpticsGroup"], path, "particles")
     places = {group: row for row, group in enumerate(optics["rlnOpticsGroup"].tolist())}
     try:
@@ -103,18 +112,43 @@ def _group_optics(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, npt.ND
     return distinct, np.array([places[row] for row in rows], dtype=np.int64)
 
 
-def _check_aberrations(optics: pd.DataFrame, path: Path) -> None:
-    for label in _UNKNOWN:
-        if label in optics and any(not _is_zero(value) for value in optics[label]):
-            raise UserError(f"{str(path)!r} has {label}, which `subtract` does not know yet; expected none")
-    for label, plain in (("rlnMagMat00", 1), ("rlnMagMat01", 0), ("rlnMagMat10", 0), ("rlnMagMat11", 1)):
-        if label in optics and not np.allclose(optics[label].astype(float), plain, atol=1e-6):
-            raise UserError(f"{str(path)!r} has an anisotropic magnification ({label}); expected none")
+def _read_aberrations(optics: pd.DataFrame, path: Path) -> tuple[Aberrations, ...]:
+    count = len(optics)
+
+    def column(label: str, default: float) -> list[float]:
+        return get_numbers(optics, label, path, "optics").tolist() if label in optics else [default] * count
+
+    tilts = zip(column("rlnBeamTiltX", 0.0), column("rlnBeamTiltY", 0.0), strict=True)
+    odd, even = (
+        [_read_list(value, label, path) for value in optics[label]] if label in optics else [()] * count
+        for label in ("rlnOddZernike", "rlnEvenZernike")
+    )
+    matrices = zip(*(column(label, float(label[-2] == label[-1])) for label in _MAGNIFICATION), strict=True)
+    curves = [_read_curve(row, path) for _, row in optics.iterrows()]
+    if "rlnBeamTiltX" in optics:
+        # RELION then takes the two terms that a tilt makes from the tilt alone.
+        odd = [tuple(0.0 if place in (3, 4) else one for place, one in enumerate(row)) for row in odd]
+    return tuple(
+        Aberrations(tilt, odd[row], even[row], ((a, b), (c, d)), *curves[row])
+        for row, (tilt, (a, b, c, d)) in enumerate(zip(tilts, matrices, strict=True))
+    )
 
 
-def _is_zero(value: Any) -> bool:
-    numbers = str(value).strip("[]").replace(",", " ").split()
-    return all(float(number) == 0 for number in numbers)
+def _read_list(value: Any, label: str, path: Path) -> tuple[float, ...]:
+    try:
+        return tuple(float(one) for one in str(value).strip("[]").replace(",", " ").split())
+    except ValueError:
+        raise FileFormatError(f"{str(path)!r} has {label} {value!r}; expected numbers in brackets") from None
+
+
+def _read_curve(row: "pd.Series[Any]", path: Path) -> tuple[npt.NDArray[np.float64], ...]:
+    """Read the detector's transfer function that a row of the optics table names, its frequencies in 1/Å."""
+    name = str(row.get("rlnMtfFileName", "")).strip()
+    if name in ("", "None", "none", "nan"):
+        return ()
+    original = float(row.get("rlnMicrographOriginalPixelSize", row["rlnImagePixelSize"]))
+    frequency, values = read_mtf(find_file(name, path))
+    return frequency / original, values
 
 
 def _interpret(
@@ -152,6 +186,7 @@ def _interpret(
         groups,
         tuple(Optics(*values) for values in zip(*(one.tolist() for one in numbers), strict=True)),
         tuple(bool(value) for value in multiplied),
+        _read_aberrations(optics, path),
     )
     return ParticleTable(particles, names, source)
 

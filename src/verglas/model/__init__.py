@@ -1,5 +1,6 @@
 """Frozen records of the domain. They hold what is known; they compute nothing."""
 
+from verglas.model.image_particles import Aberrations as Aberrations
 from verglas.model.image_particles import ImageParticles as ImageParticles
 from verglas.model.local_field import LocalField as LocalField
 from verglas.model.motion import MotionModel as MotionModel

@@ -24,6 +24,30 @@ CTF_COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
+class Aberrations:
+    """What images of an optics group have beyond defocus and spherical aberration.
+
+    Parameters
+    ----------
+    beam_tilt_mrad
+        xy, as RELION's `rlnBeamTiltX/Y`.
+    odd, even
+        Coefficients of RELION's `rlnOddZernike` and `rlnEvenZernike`: radians, polynomials of the frequency in 1/Å.
+    magnification
+        `(2, 2)` RELION's `rlnMagMat`: image frequencies xy to those of the specimen.
+    mtf_frequency, mtf
+        `(m,)` 1/Å, increasing, and the detector's transfer function there; none is 1.
+    """
+
+    beam_tilt_mrad: tuple[float, float] = (0.0, 0.0)
+    odd: tuple[float, ...] = ()
+    even: tuple[float, ...] = ()
+    magnification: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 0.0), (0.0, 1.0))
+    mtf_frequency: FloatArray | None = None
+    mtf: FloatArray | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class ImageParticles:
     """A table of particle images as arrays, a row a particle.
 
@@ -45,6 +69,8 @@ class ImageParticles:
         Of each group.
     premultiplied
         Whether the images of each group were multiplied by their transfer function.
+    aberrations
+        Of each group.
     """
 
     images: tuple[ImageReference, ...]
@@ -55,6 +81,7 @@ class ImageParticles:
     optics_group: npt.NDArray[np.int64]
     optics: tuple[Optics, ...]
     premultiplied: tuple[bool, ...]
+    aberrations: tuple[Aberrations, ...]
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -82,4 +109,5 @@ class ImageParticles:
             self.optics_group[index],
             self.optics,
             self.premultiplied,
+            self.aberrations,
         )

@@ -5,9 +5,9 @@ What the job folder holds
 ==========================  ====================================================================================
 `particles.star` or `.cs`   the table that came in, with the new images
 `original.star` or `.cs`    the table that came in, for `subtract revert`
-`stacks/<part>.mrcs`        the images without the part, 2000 particles each
+`stacks/<part>.mrcs`        the images without the part, 5000 particles each
 `set.json`                  gain by frequency, noise and prior of each half set
-`maps/before.mrc`           reconstruction of the particles as they came, at most 96 voxels a side
+`maps/before.mrc`           reconstruction of 2000 particles at most as they came, at most 64 voxels a side
 `maps/after.mrc`            the same of the subtracted ones
 `maps/kept.mrc`             the kept part of the map, moved and cut as the new images are
 ==========================  ====================================================================================
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from verglas.io.image_particles import ParticleTable
     from verglas.steps.subtraction_work import Maps
 
-PART = 2000
+PART = 5000
 """Particles of an item."""
 
 _PROCESS_BYTES = 400 << 20
 _EXAMPLES = 4
+_WORST = 8
 
 
 class SubtractParams(Params):
@@ -107,7 +108,7 @@ def _map_paths(params: SubtractParams) -> dict[int, Path]:
 
 
 def list_items(params: SubtractParams) -> list[Item]:
-    """One item for 2000 particles; each depends on the whole table, from which the prior comes."""
+    """One item for 5000 particles; each depends on the whole table, from which the prior comes."""
     from verglas.io.image_particles import read_image_particles
 
     maps = [check_exists(path, "map") for path in _map_paths(params).values()]
@@ -125,6 +126,7 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     """Subtract from the particles of one part."""
     import torch
 
+    from verglas.algo.subtraction.class_averages import Averages
     from verglas.algo.subtraction.windows import cut_windows
     from verglas.io.arrays import write_arrays
     from verglas.io.image_particles import read_image_particles
@@ -136,20 +138,16 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     particles = read_image_particles(params.particles).particles
     maps = work.read_maps(_map_paths(params), params.keep, params.remove)
     work.check_particles(particles, maps)
-    references = work.make_references(maps, device)
+    model = work.make_model(particles, maps, device)
     fits = work.find_set_fits(
-        particles,
-        references,
-        maps,
-        by_frequency=params.by_frequency,
-        path=context.folder / "set.json",
-        device=device,
+        particles, maps, model, by_frequency=params.by_frequency, path=context.folder / "set.json"
     )
     rows = np.arange(*item.record)
     box = params.box or maps.size
     moves = _find_centres(particles.angles_deg, particles.origins_angstrom, maps, params)
     stack, values = f"stacks/{item.name}.mrcs", []
-    proof = work.make_proof(maps, device)
+    proof, chosen = work.make_proof(maps, device), work.choose_proof(len(particles))
+    averages = Averages(particles.angles_deg, maps.size)
     examples: list[npt.NDArray[np.float32]] = []
     with create_mrc(
         context.folder / stack,
@@ -158,18 +156,20 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
         dtype=np.float16 if params.float16 else np.float32,
         is_stack=True,
     ) as writer:
-        for batch in work.iterate_batches(particles, rows, references, maps, device):
-            done = work.subtract_batch(batch, particles, fits, proof)
-            images, outside = done.after, np.zeros(len(done.rows))
+        for batch in work.iterate_batches(particles, rows, model):
+            done = work.subtract_batch(batch, particles, fits)
+            work.add_proof(proof, batch, done, chosen)
+            averages.add(batch.rows, batch.slices, done.slices, batch.change)
+            images, outside = done.after, np.zeros(len(batch.rows))
             if moves is not None or box != maps.size:
-                centres = np.zeros((len(done.rows), 2)) if moves is None else moves[done.rows]
+                centres = np.zeros((len(batch.rows), 2)) if moves is None else moves[batch.rows]
                 images, outside = cut_windows(images, torch.from_numpy(centres), box)
             writer.write(images.cpu().numpy())
             values.append({**done.values, "outside": outside})
             if len(examples) < _EXAMPLES:
-                examples += _take_examples(done.before, done.after, _EXAMPLES - len(examples))
+                examples += _take_examples(batch.images, done.after, _EXAMPLES - len(examples))
     arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in values]) for name in values[0]}
-    arrays |= work.pack_proof(proof)
+    arrays |= {"proof": proof.sums.cpu().numpy(), "sums": averages.sums, "weights": averages.weights}
     arrays["examples"] = np.stack(examples)
     write_arrays(context.folder / f"parts/{item.name}.npz", arrays)
     told = {"particles": len(rows), "mean_scale": float(arrays["expected"].mean())}
@@ -219,6 +219,7 @@ def _choose_point(maps: "Maps", params: SubtractParams) -> npt.NDArray[np.float6
 
 def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Path) -> Summary:
     """Write the tables, hold the maps against each other, and say whether it worked."""
+    from verglas.algo.subtraction.class_averages import finish_averages
     from verglas.io.arrays import read_arrays
     from verglas.io.image_particles import read_image_particles, write_rows
     from verglas.steps import subtraction_work as work
@@ -228,7 +229,7 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
     parts = {name: read_arrays(folder / f"parts/{name}.npz", "a part") for name in results}
     values: dict[str, npt.NDArray[Any]] = {
         name: np.concatenate([part[name] for part in parts.values()])
-        for name in ("plain", "error", "expected", "left", "left_error", "outside")
+        for name in ("plain", "error", "expected", "agreement", "left", "left_error", "offset", "outside")
     }
     suffix = params.particles.suffix
     rows = [row for name in results for row in range(*_rows_of(name, len(table.names)))]
@@ -238,9 +239,12 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         # Revert finds rows by their place in the table that was written.
         write_rows(table.take(rows), folder / f"original{suffix}")
     _write_kept(folder, maps, params)
-    proof = work.unpack_proof(iter(parts.values()), maps)
+    proof = work.add_up_proof(iter(parts.values()), maps)
     verdict = judge(values, proof, maps, folder)
     examples = np.concatenate([part["examples"] for part in parts.values()])[:_EXAMPLES]
+    sums, weights = (np.sum([part[name] for part in parts.values()], axis=0) for name in ("sums", "weights"))
+    averages = finish_averages(sums, weights)
+    draw_examples(averages, maps.pixel_size_angstrom, folder / "figures/averages.png")
     draw_scales(values, folder / "set.json", maps.pixel_size_angstrom, folder / "figures/scales.png")
     draw_maps(verdict, maps, folder / "figures/maps.png")
     draw_examples(examples, maps.pixel_size_angstrom, folder / "figures/particles.png")
@@ -253,16 +257,28 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         "scatter": Value(
             round(float(values["expected"].std()), 4), "", "of the scales, one standard deviation"
         ),
+        "worst": Value(
+            ", ".join(str(rows[one] + 1) for one in np.argsort(values["agreement"], kind="stable")[:_WORST]),
+            "",
+            "rows of the table whose images agree least with the map",
+        ),
     }
     figures = [
         Figure(
             "figures/maps.png",
             "reference, and particles reconstructed before and after, with the removed region",
         ),
+        Figure(
+            "figures/averages.png",
+            "averages of up to 100 particles about the most frequent views, before and after",
+        ),
         Figure("figures/particles.png", "particles before and after, smoothed for the eye"),
         Figure("figures/scales.png", "how strong the map is in each particle, and by frequency"),
     ]
-    return Summary(figures, told, list(verdict.warnings), [f"particles{suffix}"])
+    warnings = list(verdict.warnings)
+    if table.unused:
+        warnings.append(f"the table has {', '.join(table.unused)}, which are not applied to the map")
+    return Summary(figures, told, warnings, [f"particles{suffix}"])
 
 
 def _rows_of(name: str, count: int) -> tuple[int, int]:
@@ -290,7 +306,12 @@ def _write_table(
     if params.particles.suffix == ".cs":
         write_cs_particles(folder / "particles.cs", table, images, box=box, centred=centred)
         return
-    columns = {"vglSubtractScale": values["expected"], "vglSubtractScaleError": values["error"]}
+    columns = {
+        "vglSubtractScale": values["expected"],
+        "vglSubtractScaleError": values["error"],
+        "vglSubtractAgreement": values["agreement"],
+        "vglSubtractBackground": values["offset"],
+    }
     write_star_particles(folder / "particles.star", table, images, columns, box=box, centred=centred)
 
 

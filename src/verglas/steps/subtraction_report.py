@@ -64,7 +64,7 @@ def judge(values: dict[str, Array], proof: "MapSums", maps: "Maps", folder: Path
 
     size = proof.size
     pixel = maps.pixel_size_angstrom * maps.size / size
-    before, after = proof.maps()
+    before, after = proof.maps(maps.size)
     reference = rescale_images(torch.from_numpy(maps.whole), (size,) * 3)
     remove = rescale_images(torch.from_numpy(maps.remove), (size,) * 3).clamp(0, 1)
     balance = weigh_maps(before, after, reference, remove)
@@ -165,7 +165,7 @@ def draw_scales(values: dict[str, Array], fits: Path, pixel: float, path: Path) 
     """Draw the scales and the gain of each half set."""
     from verglas.figures.subtraction import draw_scales as draw
 
-    told = json.loads(fits.read_text(encoding="utf-8"))
+    told = json.loads(fits.read_text(encoding="utf-8"))["sets"]
     gains = [(f"half {half}" if half != "0" else "all", np.array(one["gain"])) for half, one in told.items()]
     draw(values["plain"], values["expected"], gains, pixel, path)
 

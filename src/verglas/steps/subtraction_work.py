@@ -1,5 +1,6 @@
 """The particles of one part of a set: their scales, what is left when the part of the map is taken out, the proof."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from verglas.steps.map_results import read_mask, read_volume
 if TYPE_CHECKING:
     import torch
 
-    from verglas.algo.subtraction.forward import Prediction, Reference
-    from verglas.algo.subtraction.scales import SetFit, ShellSums
+    from verglas.algo.subtraction.forward import OpticsTables, Reference
+    from verglas.algo.subtraction.scales import SetFit
     from verglas.algo.subtraction.verdict import MapSums
     from verglas.model import ImageParticles
 
@@ -27,7 +28,9 @@ FloatImages = npt.NDArray[np.float32]
 SAMPLE = 1000
 """Particles of a half set that gain, noise and prior are found from."""
 
-_PROOF_PIXELS = 96
+_PROOF_PIXELS = 64
+_PROOF_PARTICLES = 2000
+_BATCH_PIXELS = 1 << 20
 _PIXEL_TOLERANCE = 1e-3
 
 
@@ -95,88 +98,122 @@ def check_particles(particles: "ImageParticles", maps: Maps) -> None:
         )
 
 
-def make_references(maps: Maps, device: "torch.device") -> "dict[int, Reference]":
-    """Transform both parts of each map."""
+@dataclass(frozen=True, eq=False)
+class Model:
+    """All that images are predicted from."""
+
+    reference: "Reference"
+    optics: "OpticsTables"
+    size: int
+    device: "torch.device"
+
+
+def make_model(particles: "ImageParticles", maps: Maps, device: "torch.device") -> Model:
+    """Transform both parts of each map, and tell what the particles of an optics group have in common."""
     import torch
 
-    from verglas.algo.subtraction.forward import make_reference
+    from verglas.algo.subtraction.forward import describe_optics, make_reference
 
-    remove = torch.from_numpy(maps.remove).to(device)
-    return {
-        half: make_reference(torch.from_numpy(volume).to(device), remove)
-        for half, volume in maps.volumes.items()
-    }
+    volumes = {half: torch.from_numpy(volume).to(device) for half, volume in maps.volumes.items()}
+    reference = make_reference(volumes, torch.from_numpy(maps.remove).to(device))
+    return Model(reference, describe_optics(particles, maps.size, device), maps.size, device)
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some particles: their rows, their images as centred half transforms, and what is predicted of them."""
+    """Some particles.
+
+    Parameters
+    ----------
+    rows
+        `(b,)` of the table.
+    images
+        `(b, n, n)`.
+    slices
+        `(b, n, n // 2 + 1)` their half transforms, the origin in pixel 0.
+    axes, removed, change
+        Of `ops.kernels.parted_slices`: the pose, the removed part in each image, what a slice is multiplied by.
+    products
+        `(b, 6, s)` sums over shells.
+    """
 
     rows: npt.NDArray[np.int64]
     images: "torch.Tensor"
-    prediction: "Prediction"
+    slices: "torch.Tensor"
+    axes: "torch.Tensor"
+    removed: "torch.Tensor"
+    change: "torch.Tensor"
+    products: FloatArray
 
 
 def iterate_batches(
-    particles: "ImageParticles",
-    rows: npt.NDArray[np.int64],
-    references: "dict[int, Reference]",
-    maps: Maps,
-    device: "torch.device",
+    particles: "ImageParticles", rows: npt.NDArray[np.int64], model: Model
 ) -> Iterator[Batch]:
     """Read particles batch by batch and predict them."""
     import torch
 
-    from verglas.algo.subtraction.forward import predict_images, split_batches
+    from verglas.algo.subtraction.forward import describe_views
     from verglas.io.mrc import check_finite, read_images
-    from verglas.ops.projection import images_to_slices
+    from verglas.ops.kernels.parted_slices import predict
 
-    for batch in split_batches(len(rows), maps.size):
-        chosen = rows[batch.start : batch.stop]
-        some = particles.take(chosen)
-        images = check_finite(read_images(some.images), f"images of particles {chosen[0] + 1} on")
-        if images.shape[1:] != (maps.size, maps.size):
+    step = max(1, _BATCH_PIXELS // model.size**2)
+    every = describe_views(particles.take(rows), model.reference, model.optics, model.size)
+    for start in range(0, len(rows), step):
+        chosen = rows[start : start + step]
+        some = [particles.images[row] for row in chosen]
+        images = check_finite(read_images(some), f"images of particles {chosen[0] + 1} on")
+        if images.shape[1:] != (model.size, model.size):
             raise UserError(
-                f"the particles have (y, x) = {images.shape[1:]} pixels and the map {maps.size} voxels a side; "
+                f"the particles have (y, x) = {images.shape[1:]} pixels and the map {model.size} voxels a side; "
                 "expected the same"
             )
-        slices = images_to_slices(torch.from_numpy(images).to(device))
-        yield Batch(chosen, slices, predict_images(some, references, maps.size))
+        on_device = torch.from_numpy(images).to(model.device)
+        slices = torch.fft.rfft2(on_device)
+        views = every.take(slice(start, start + step))
+        removed, change, products = predict(model.reference.parts, model.reference.reach, views, slices)
+        yield Batch(chosen, on_device, slices, views.axes, removed, change, products.cpu().numpy())
 
 
 def find_set_fits(
-    particles: "ImageParticles",
-    references: "dict[int, Reference]",
-    maps: Maps,
-    *,
-    by_frequency: bool,
-    path: Path,
-    device: "torch.device",
+    particles: "ImageParticles", maps: Maps, model: Model, *, by_frequency: bool, path: Path
 ) -> "dict[int, SetFit]":
     """Find what each half set has in common, from a sample; once for all parts of the job.
 
-    It is written to `path`. Every part would write the same, so it does not matter which does.
+    It is written to `path`, with what it was made from: a job that was killed may go on with another map. Every part
+    would write the same, so it does not matter which does.
     """
-    from verglas.algo.subtraction.scales import SetFit, fit_set, join_sums, sum_shells
+    from verglas.algo.subtraction.scales import SetFit, compare_whole, fit_set
 
-    if path.exists():
-        told = json.loads(path.read_text(encoding="utf-8"))
+    source = _digest(particles, maps)
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if told.get("made_from") == source:
         return {
             int(half): SetFit(np.array(one["gain"]), np.array(one["noise"]), one["mean"], one["deviation"])
-            for half, one in told.items()
+            for half, one in told["sets"].items()
         }
     fits = {}
-    for half in references:
+    for half in model.reference.halves:
         mine = np.flatnonzero(particles.half_set == half) if half else np.arange(len(particles))
         sample = mine[np.unique(np.linspace(0, len(mine) - 1, min(SAMPLE, len(mine))).astype(np.int64))]
-        sums: list[ShellSums] = [
-            sum_shells(batch.images, batch.prediction.kept + batch.prediction.removed)
-            for batch in iterate_batches(particles, sample, references, maps, device)
-        ]
-        if sums:
-            fits[half] = fit_set(join_sums(sums), by_frequency=by_frequency)
-    write_text(path, json.dumps({str(half): fit.to_json() for half, fit in fits.items()}) + "\n")
+        found = [batch.products for batch in iterate_batches(particles, sample, model)]
+        if found:
+            sums = compare_whole(np.concatenate(found), model.size)
+            fits[half] = fit_set(sums, by_frequency=by_frequency)
+    sets = {str(half): fit.to_json() for half, fit in fits.items()}
+    write_text(path, json.dumps({"made_from": source, "sets": sets}) + "\n")
     return fits
+
+
+def _digest(particles: "ImageParticles", maps: Maps) -> str:
+    """Digest of maps, mask, poses and transfer functions, and of the stacks' sizes and times."""
+    digest = hashlib.blake2b(digest_size=16)
+    tables = (particles.angles_deg, particles.origins_angstrom, particles.ctf, particles.half_set)
+    for array in (*maps.volumes.values(), maps.remove, *tables):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for path in dict.fromkeys(image.path for image in particles.images):
+        digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    digest.update(repr((particles.optics, particles.aberrations)).encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,124 +222,99 @@ class Done:
 
     Parameters
     ----------
-    rows
-        `(b,)` of the table.
-    before, after
+    after
         `(b, n, n)` images.
+    slices
+        `(b, n, n // 2 + 1)` their half transforms.
     values
         `(b,)` each, by name.
     """
 
-    rows: npt.NDArray[np.int64]
-    before: "torch.Tensor"
     after: "torch.Tensor"
+    slices: "torch.Tensor"
     values: dict[str, FloatArray]
 
 
-def subtract_batch(
-    batch: Batch, particles: "ImageParticles", fits: "dict[int, SetFit]", proof: "MapSums"
-) -> Done:
-    """Take the removed part out of a batch, each particle at its own scale, and add to the proof."""
+def subtract_batch(batch: Batch, particles: "ImageParticles", fits: "dict[int, SetFit]") -> Done:
+    """Take the removed part out of a batch, each particle at its own scale."""
     import torch
 
-    from verglas.algo.subtraction.scales import fit_scales, spread_gain, sum_shells
-    from verglas.ops.projection import slices_to_images
-    from verglas.ops.rotation import euler_to_matrices
+    from verglas.algo.subtraction.scales import (
+        ShellSums,
+        compare_whole,
+        find_left,
+        fit_scales,
+        measure_agreement,
+    )
+    from verglas.ops.kernels.parted_slices import subtract
 
-    size, device = batch.images.shape[-2], batch.images.device
-    prediction = batch.prediction
-    sums = sum_shells(batch.images, prediction.kept + prediction.removed)
+    size = batch.images.shape[-1]
+    sums = compare_whole(batch.products, size)
     halves = particles.half_set[batch.rows]
-    scale = {name: np.empty(len(batch.rows)) for name in ("plain", "error", "expected")}
-    gains = torch.empty(len(batch.rows), size, size // 2 + 1, device=device)
-    noise = np.empty((len(batch.rows), size // 2))
+    values = {name: np.empty(len(batch.rows)) for name in ("plain", "error", "expected", "agreement")}
+    values |= {name: np.empty(len(batch.rows)) for name in ("left", "left_error")}
+    factors = torch.zeros(len(batch.rows), size // 2 + 1)
     for half, fit in fits.items():
         mine = np.flatnonzero(halves == half) if half else np.arange(len(halves))
-        found = fit_scales(_take(sums, mine), fit)
-        for name, values in scale.items():
-            values[mine] = getattr(found, name)
-        gains[torch.from_numpy(mine).to(device)] = spread_gain(fit.gain, size, device)
-        noise[mine] = fit.noise
-    factor = torch.from_numpy(scale["expected"]).float().to(device)[:, None, None] * gains
-    after = batch.images - factor * prediction.removed
-    left, left_error = _find_left(after, prediction, gains, noise)
-    rotations = euler_to_matrices(torch.from_numpy(particles.angles_deg[batch.rows])).float().to(device)
-    _prove(proof, batch, after, rotations)
-    return Done(
-        batch.rows,
-        slices_to_images(batch.images, size),
-        slices_to_images(after, size),
-        {**scale, "left": left, "left_error": left_error},
-    )
+        own = ShellSums(sums.cross[mine], sums.model[mine], sums.image[mine], sums.pixels)
+        found = fit_scales(own, fit)
+        left = find_left(batch.products[mine], found.expected, fit.gain, fit.noise)
+        agreement = measure_agreement(own, fit.gain, fit.noise)
+        told = (found.plain, found.error, found.expected, agreement, *left)
+        for name, one in zip(values, told, strict=True):
+            values[name][mine] = one
+        gain = fit.gain.copy()
+        gain[0] = gain[1]
+        factors[torch.from_numpy(mine), : size // 2] = torch.from_numpy(
+            found.expected[:, None] * gain
+        ).float()
+    values["offset"] = _find_offsets(batch, factors[:, 0].double().numpy())
+    after = subtract(batch.slices, batch.removed, factors.to(batch.slices.device))
+    return Done(torch.fft.irfft2(after, s=(size, size)), after, values)
 
 
-def _take(sums: "ShellSums", rows: npt.NDArray[np.intp]) -> "ShellSums":
-    from verglas.algo.subtraction.scales import ShellSums
-
-    return ShellSums(sums.cross[rows], sums.model[rows], sums.image[rows], sums.pixels)
-
-
-def _find_left(
-    after: "torch.Tensor", prediction: "Prediction", gains: "torch.Tensor", noise: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Scale at which each image still holds the removed part, fitted together with the kept one, and its error."""
-    from verglas.algo.subtraction.scales import sum_products
-
-    kept, removed = prediction.kept * gains, prediction.removed * gains
-
-    def weigh(first: "torch.Tensor", second: "torch.Tensor") -> FloatArray:
-        total: FloatArray = (sum_products(first, second) / noise).sum(axis=1)
-        return total
-
-    both, rr, kk = weigh(kept, removed), weigh(removed, removed), weigh(kept, kept)
-    determinant = np.maximum(rr * kk - both**2, 1e-9 * rr * kk + 1e-30)
-    return (kk * weigh(after, removed) - both * weigh(after, kept)) / determinant, np.sqrt(kk / determinant)
+def _find_offsets(batch: Batch, scale: FloatArray) -> FloatArray:
+    """Background of each image: its mean, less that of what the map predicts."""
+    total = batch.slices[:, 0, 0].real.double().cpu().numpy()
+    products = batch.products[:, :, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        predicted = np.where(total != 0, (products[:, 1] + products[:, 2]) / total, 0.0)
+    return (total - scale * predicted) / float(np.prod(batch.images.shape[-2:]))
 
 
-def _prove(proof: "MapSums", batch: Batch, after: "torch.Tensor", rotations: "torch.Tensor") -> None:
-    from verglas.ops.fft import rfft_crop
+def choose_proof(count: int) -> npt.NDArray[np.bool_]:
+    """Tell which of all particles the maps of the proof are made from: 2000 at most, spread over the table."""
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.linspace(0, count - 1, min(count, _PROOF_PARTICLES)).astype(np.int64)] = True
+    return chosen
 
-    size = batch.images.shape[-2]
-    small = (proof.size, proof.size)
-    unmoved = batch.prediction.ramp.conj()
-    transfer = batch.prediction.transfer[:, :, : proof.size // 2 + 1]
-    if proof.size < size:
-        high = proof.size // 2
-        import torch
 
-        transfer = torch.cat([transfer[:, : proof.size - high], transfer[:, -high:]], dim=1)
-    proof.add(
-        rfft_crop(batch.images * unmoved, (size, size), small),
-        rfft_crop(after * unmoved, (size, size), small),
-        transfer,
-        rotations,
-    )
+def add_proof(proof: "MapSums", batch: Batch, done: Done, chosen: npt.NDArray[np.bool_]) -> None:
+    """Insert those of a batch that are chosen, before and after, into the maps of the proof."""
+    import torch
+
+    from verglas.ops.kernels.parted_slices import insert_pair
+
+    rows = torch.from_numpy(np.flatnonzero(chosen[batch.rows])).to(batch.slices.device)
+    if len(rows) == len(batch.rows):
+        insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums)
+    elif len(rows):
+        pairs = (batch.slices[rows], done.slices[rows], batch.change[rows], batch.axes[rows])
+        insert_pair(*pairs, proof.sums)
 
 
 def make_proof(maps: Maps, device: "torch.device") -> "MapSums":
-    """Make empty sums of maps of at most 96 voxels a side."""
+    """Make empty sums of maps of at most 64 voxels a side."""
     from verglas.algo.subtraction.verdict import MapSums
 
     return MapSums(min(_PROOF_PIXELS, maps.size - maps.size % 2), device)
 
 
-def pack_proof(proof: "MapSums") -> dict[str, npt.NDArray[Any]]:
-    """Turn the sums into arrays."""
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for name in ("before", "after"):
-        sums, weights = getattr(proof, name)
-        arrays |= {f"{name}_sums": sums.cpu().numpy(), f"{name}_weights": weights.cpu().numpy()}
-    return arrays
-
-
-def unpack_proof(parts: Iterator[dict[str, npt.NDArray[Any]]], maps: Maps) -> "MapSums":
-    """Add up what `pack_proof` made of each part."""
+def add_up_proof(parts: Iterator[dict[str, npt.NDArray[Any]]], maps: Maps) -> "MapSums":
+    """Add up the sums of each part."""
     import torch
 
     proof = make_proof(maps, torch.device("cpu"))
     for arrays in parts:
-        for name in ("before", "after"):
-            sums, weights = getattr(proof, name)
-            sums += torch.from_numpy(arrays[f"{name}_sums"])
-            weights += torch.from_numpy(arrays[f"{name}_weights"])
+        proof.sums += torch.from_numpy(arrays["proof"])
     return proof

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from verglas.algo.subtraction.scales import fit_scales, fit_set, join_sums, spread_gain, sum_shells
+from verglas.algo.subtraction.scales import (
+    ShellSums,
+    compare_whole,
+    count_pixels,
+    find_left,
+    fit_scales,
+    fit_set,
+    measure_agreement,
+)
 from verglas.algo.subtraction.verdict import find_mask_shift, weigh_maps
 from verglas.algo.subtraction.windows import cut_windows
 
@@ -22,21 +30,28 @@ def case():
     weak = np.fft.ifft2(np.fft.fft2(models) * gain).real
     scale = rng.uniform(0.5, 1.5, COUNT)
     images = scale[:, None, None] * weak + rng.normal(0, 0.5, models.shape)
-    slices = [torch.fft.rfft2(torch.from_numpy(one).float()) for one in (images, models)]
-    return sum_shells(*slices), scale, images, models
+    return sum_plane(images, models), scale
 
 
-def test_sums_are_those_of_the_whole_plane(case):
-    sums, _, images, models = case
-    shells = np.rint(np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.fftfreq(SIZE)) * SIZE + 1e-9)
-    product = (np.fft.fft2(images[3]) * np.fft.fft2(models[3]).conj()).real
-    for shell in (1, 5, 15):
-        assert sums.pixels[shell] == (shells == shell).sum()
-        assert sums.cross[3, shell] == pytest.approx(product[shells == shell].sum(), rel=1e-4)
+def sum_plane(images, models):
+    """Sums over rings of the whole plane; zero frequency and what lies beyond Nyquist left out."""
+    frequency = np.hypot(np.fft.fftfreq(SIZE)[:, None], np.fft.fftfreq(SIZE)) * SIZE
+    shells = np.floor(frequency + 0.5).astype(int)
+    members = (shells[..., None] == np.arange(SIZE // 2)) & (shells[..., None] > 0)
+    one, other = (np.fft.fft2(stack) for stack in (images, models))
+    sums = [
+        np.einsum("nyx,yxs->ns", product.real, members)
+        for product in (one * other.conj(), other * other.conj(), one * one.conj())
+    ]
+    return ShellSums(*sums, members.sum((0, 1)).astype(float))
+
+
+def test_pixels_are_those_of_the_whole_plane(case):
+    np.testing.assert_array_equal(count_pixels(SIZE), case[0].pixels)
 
 
 def test_gain_prior_and_scales_are_found(case):
-    sums, scale, _, _ = case
+    sums, scale = case
     fit = fit_set(sums)
     assert fit.mean == pytest.approx(1.0, abs=0.03)
     assert fit.deviation == pytest.approx(scale.std(), rel=0.1)
@@ -51,27 +66,36 @@ def test_gain_prior_and_scales_are_found(case):
 
 def test_without_information_the_prior_rules():
     rng = np.random.default_rng(1)
-    models = torch.fft.rfft2(torch.from_numpy(rng.normal(size=(200, SIZE, SIZE))).float())
-    noise = torch.fft.rfft2(torch.from_numpy(rng.normal(0, 400, (200, SIZE, SIZE))).float())
-    sums = sum_shells(models + noise, models)
+    models = rng.normal(size=(200, SIZE, SIZE))
+    sums = sum_plane(models + rng.normal(0, 400, models.shape), models)
     scales = fit_scales(sums, fit_set(sums, by_frequency=False))
     assert scales.plain.std() > 5
     assert scales.expected.std() < 0.3 * scales.plain.std()
 
 
-def test_sums_of_batches_join(case):
-    sums, _, _, _ = case
-    rows = [slice(0, 150), slice(150, COUNT)]
-    parts = [type(sums)(sums.cross[row], sums.model[row], sums.image[row], sums.pixels) for row in rows]
-    np.testing.assert_array_equal(join_sums(parts).cross, sums.cross)
-
-
-def test_gain_is_spread_over_the_plane():
-    grid = spread_gain(np.arange(16) / 10, SIZE, torch.device("cpu"))
-    assert grid.shape == (SIZE, SIZE // 2 + 1)
-    assert float(grid[0, 5]) == pytest.approx(0.5)
-    assert float(grid[-3, 4]) == pytest.approx(0.5)
-    assert float(grid[16, 16]) == 0
+def test_what_is_left_and_the_agreement_with_the_map_are_those_that_were_made():
+    rng = np.random.default_rng(2)
+    # Kept and removed part overlap; noise of power 1; the images hold 1 of the kept and 1.3 of the removed part.
+    kept, removed = rng.normal(size=(2, 50, 400))
+    removed += 0.5 * kept
+    images = kept + 1.3 * removed + rng.normal(size=kept.shape)
+    pairs = (
+        (images, images),
+        (images, kept),
+        (images, removed),
+        (kept, kept),
+        (kept, removed),
+        (removed, removed),
+    )
+    products = np.stack([np.stack([0 * a[:, 0], (a * b).sum(1)], axis=1) for a, b in pairs], axis=1)
+    ones = np.ones(2)
+    left, error = find_left(products, np.full(50, 0.9), ones, ones)
+    assert left.mean() == pytest.approx(0.4, abs=0.03)
+    assert np.std((left - 0.4) / error) == pytest.approx(1.0, rel=0.25)
+    whole = compare_whole(np.pad(products, ((0, 0), (0, 0), (0, SIZE // 2 - 2))), SIZE)
+    ones = np.ones(SIZE // 2)
+    expected = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(images, kept + removed, strict=True)])
+    assert measure_agreement(whole, ones, ones).mean() == pytest.approx(expected, abs=0.02)
 
 
 def test_windows_follow_a_point_and_do_not_wrap_around():

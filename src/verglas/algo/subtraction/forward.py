@@ -1,138 +1,163 @@
-"""What the parts of a map look like in each particle image: slice, shift, transfer function."""
+"""How the parts of a map are seen in each particle image: pose, shift, transfer function, aberrations."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from verglas.model import ImageParticles
-from verglas.ops.ctf import ctf_2d
-from verglas.ops.fft import shift_transforms
-from verglas.ops.projection import PaddedRfft, extract_slices, transform_volume
+from verglas.ops.aberrations import beam_tilt_phase, zernike_phase
+from verglas.ops.fft import frequency_axes
+from verglas.ops.kernels.parted_slices import Views
+from verglas.ops.projection import transform_volume
 from verglas.ops.rotation import euler_to_matrices
-from verglas.shapes import ImageRfft, Values, Volume
+from verglas.shapes import Volume
 
-_BATCH_PIXELS = 1 << 22
+_NOTHING = 1e-7
+_ANGSTROM_PER_MILLIMETRE = 1e7
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Padded transforms of a map: of the part that is kept and of the part that is removed."""
+    """Padded transforms of maps: of the part that is kept and of the part that is removed.
 
-    kept: PaddedRfft
-    removed: PaddedRfft
+    Parameters
+    ----------
+    parts
+        `(h, N, N, N // 2 + 1, 2)` kept and removed; beyond `reach` zero.
+    halves
+        h half sets that they are taken out of; 0 is everything.
+    reach
+        Shell of the image's transform up to which the maps hold anything.
+    """
+
+    parts: Complex[Tensor, "h padded padded padded_half 2"]
+    halves: tuple[int, ...]
+    reach: int
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
-    """Of each of b particles, as half transforms with the origin at index 0.
+class OpticsTables:
+    """Of g optics groups, as `Views` has them, with the magnification.
 
     Parameters
     ----------
-    kept, removed
-        `(b, n, n // 2 + 1)` images of the two parts.
-    transfer
-        `(b, n, n // 2 + 1)` transfer function.
-    ramp
-        `(b, n, n // 2 + 1)` phases of the shift.
+    phases, factors, squares
+        `(g, n, n // 2 + 1)`.
+    magnification
+        `(g, 2, 2)` frequencies of the image to those of the specimen.
     """
 
-    kept: ImageRfft
-    removed: ImageRfft
-    transfer: Values
-    ramp: ImageRfft
+    phases: Float[Tensor, "g y kx"]
+    factors: Complex[Tensor, "g y kx"]
+    squares: Float[Tensor, "g y kx"]
+    magnification: Float[Tensor, "g 2 2"]
 
 
-def make_reference(volume: Volume, remove: Volume) -> Reference:
-    """Part a map by a mask and transform both parts.
+def make_reference(volumes: Mapping[int, Volume], remove: Volume) -> Reference:
+    """Part maps by a mask and transform both parts.
 
     Parameters
     ----------
-    volume
-        `(n, n, n)` map, dense is bright.
+    volumes
+        `(n, n, n)` map of each half set, dense is bright.
     remove
         `(n, n, n)` from 0 to 1: how much of each voxel is removed.
     """
-    removed = volume * remove
-    return Reference(transform_volume(volume - removed), transform_volume(removed))
+    size, parts = len(remove), []
+    for volume in volumes.values():
+        removed = volume * remove
+        parts.append(torch.stack([transform_volume(volume - removed), transform_volume(removed)], dim=-1))
+    return Reference(_allocate(torch.stack(parts)), tuple(volumes), _find_reach(volumes, size))
 
 
-def split_batches(count: int, size: int) -> list[range]:
-    """Part `count` particles of `size` pixels into batches that fit in memory."""
-    step = max(1, _BATCH_PIXELS // size**2)
-    return [range(start, min(count, start + step)) for start in range(0, count, step)]
+def _allocate(parts: Tensor) -> Tensor:
+    """Copy to an array of NumPy's, which lie on large pages where torch's do not: slices jump about in it."""
+    if parts.device.type != "cpu":
+        return parts
+    array = np.empty(parts.shape, np.complex64)
+    array[:] = parts.numpy()
+    return torch.from_numpy(array)
 
 
-def predict_images(
-    particles: ImageParticles, references: Mapping[int, Reference], size: int, mtf: Values | None = None
-) -> Prediction:
-    """Predict the images of particles, each from the reference of its half set.
+def _find_reach(volumes: Mapping[int, Volume], size: int) -> int:
+    """Shell beyond which the maps hold less than 1e-7 of their power."""
+    from verglas.ops.statistics import fourier_shells
+
+    reach = 1
+    for volume in volumes.values():
+        power = torch.fft.rfftn(volume).abs().square().reshape(-1).double()
+        shells = fourier_shells((size,) * 3, volume.device).reshape(-1)
+        sums = torch.bincount(shells, power)[1:]
+        beyond = sums.flip(0).cumsum(0).flip(0)
+        reach = max(reach, 1 + int((beyond > _NOTHING * beyond[0]).sum()))
+    return min(reach, (size + 1) // 2)
+
+
+def describe_optics(particles: ImageParticles, size: int, device: torch.device) -> OpticsTables:
+    """Make what the particles of an optics group have in common, for images of `size` pixels."""
+    phases, factors, squares, matrices = [], [], [], []
+    for optics, extra in zip(particles.optics, particles.aberrations, strict=True):
+        matrix = torch.tensor(extra.magnification, dtype=torch.float64)
+        y, x = frequency_axes((size, size), optics.pixel_size_angstrom, dtype=torch.float64)
+        u, v = (matrix[row, 0] * x + matrix[row, 1] * y for row in range(2))
+        square = u.square() + v.square()
+        cs = optics.cs_mm * _ANGSTROM_PER_MILLIMETRE
+        phase = -0.5 * math.pi * cs * optics.wavelength_angstrom**3 * square.square()
+        # RELION adds its even terms to the negative of our phase.
+        phases.append((phase - zernike_phase(extra.even, u, v, even=True)).float())
+        shift = beam_tilt_phase(extra.beam_tilt_mrad, u, v, optics.cs_mm, optics.wavelength_angstrom)
+        shift = shift + zernike_phase(extra.odd, u, v, even=False)
+        loss = torch.ones_like(square)
+        if extra.mtf is not None and extra.mtf_frequency is not None:
+            place = torch.sqrt(x.square() + y.square()).numpy()
+            loss = torch.from_numpy(np.interp(place, extra.mtf_frequency, extra.mtf))
+        factors.append(torch.polar(loss, shift).to(torch.complex64))
+        squares.append(square.float())
+        matrices.append(matrix)
+    tables = [torch.stack(one).to(device) for one in (phases, factors, squares, matrices)]
+    return OpticsTables(*tables)
+
+
+def describe_views(particles: ImageParticles, reference: Reference, tables: OpticsTables, size: int) -> Views:
+    """Say how each particle is seen; those of a half set that has no map take that of all.
 
     Parameters
     ----------
     particles
         b of them.
-    references
-        By half set; particles of a half set that has none take the one of key 0.
+    reference
+        The maps.
+    tables
+        Of the particles' optics groups.
     size
         Side n of the images, pixels.
-    mtf
-        `(n, n // 2 + 1)` of the detector; none is 1 everywhere.
     """
-    first = next(iter(references.values()))
-    device = first.kept.device
-    rotations = euler_to_matrices(torch.from_numpy(particles.angles_deg)).to(device)
-    parts = {name: first.kept.new_zeros(len(particles), size, size // 2 + 1) for name in ("kept", "removed")}
-    halves = np.array([half if half in references else 0 for half in particles.half_set.tolist()])
-    for half in np.unique(halves).tolist():
-        rows = torch.from_numpy(np.flatnonzero(halves == half)).to(device)
-        for name, images in parts.items():
-            images[rows] = extract_slices(getattr(references[half], name), rotations[rows], size)
-    transfer = transfer_functions(particles, size).to(device)
-    if mtf is not None:
-        transfer = transfer * mtf.to(transfer)
-    ramp = _make_ramps(particles, size, device)
-    change = transfer * ramp
-    return Prediction(parts["kept"] * change, parts["removed"] * change, transfer, ramp)
-
-
-def transfer_functions(particles: ImageParticles, size: int) -> Values:
-    """Transfer function of each particle, squared where the images were multiplied by it.
-
-    Returns
-    -------
-    Tensor
-        `(b, n, n // 2 + 1)` float32.
-    """
-    result = torch.empty(len(particles), size, size // 2 + 1)
-    for group in np.unique(particles.optics_group).tolist():
-        rows = np.flatnonzero(particles.optics_group == group)
-        optics = particles.optics[group]
-        u, v, angle, phase, bfactor, scale = torch.from_numpy(particles.ctf[rows]).unbind(1)
-        ctf = ctf_2d(
-            (size, size),
-            optics.pixel_size_angstrom,
-            defocus_u_angstrom=u,
-            defocus_v_angstrom=v,
-            defocus_angle_deg=angle,
-            voltage_kv=optics.voltage_kv,
-            cs_mm=optics.cs_mm,
-            amplitude_contrast=optics.amplitude_contrast,
-            phase_shift_deg=phase,
-            bfactor_a2=bfactor,
-        )
-        ctf = ctf * scale[:, None, None]
-        result[torch.from_numpy(rows)] = (ctf.square() if particles.premultiplied[group] else ctf).float()
-    return result
-
-
-def _make_ramps(particles: ImageParticles, size: int, device: torch.device) -> Tensor:
-    pixels = np.array(
-        [particles.optics[group].pixel_size_angstrom for group in particles.optics_group.tolist()]
-    )
+    device = tables.phases.device
+    group = torch.from_numpy(particles.optics_group)
+    pixel = torch.tensor([one.pixel_size_angstrom for one in particles.optics], dtype=torch.float64)[group]
+    length = torch.tensor([one.wavelength_angstrom for one in particles.optics], dtype=torch.float64)[group]
+    amplitude = torch.tensor([one.amplitude_contrast for one in particles.optics], dtype=torch.float64)[group]
+    magnification = tables.magnification.cpu()[group]
+    turns = euler_to_matrices(torch.from_numpy(particles.angles_deg))[:, :2]
+    axes = torch.einsum("bij,bik->bjk", magnification, turns)
     # RELION's origins move the image to the centre; the particle lies at their negative.
-    shifts = torch.from_numpy(-particles.origins_angstrom[:, ::-1] / pixels[:, None]).to(device)
-    ones = torch.ones(size, size // 2 + 1, dtype=torch.complex64, device=device)
-    return shift_transforms(ones, (size, size), shifts)
+    shifts = size // 2 - torch.from_numpy(particles.origins_angstrom) / pixel[:, None]
+    u, v, angle, plate, bfactor, scale = torch.from_numpy(particles.ctf).unbind(1)
+    mean, half, twice = (u + v) / 2, (u - v) / 2, 2 * torch.deg2rad(angle)
+    form = torch.stack(
+        [mean + half * twice.cos(), half * twice.sin(), half * twice.sin(), mean - half * twice.cos()], dim=1
+    ).reshape(-1, 2, 2)
+    form = magnification.mT @ form @ magnification
+    form = form * (math.pi * length / (size * pixel) ** 2)[:, None, None]
+    start = torch.deg2rad(plate) + torch.asin(amplitude)
+    waves = [form[:, 0, 0], 2 * form[:, 0, 1], form[:, 1, 1], start, bfactor / 4, scale]
+    places = {half: row for row, half in enumerate(reference.halves)}
+    part = torch.tensor([places.get(half, places.get(0, 0)) for half in particles.half_set.tolist()])
+    squared = torch.tensor(particles.premultiplied)[group]
+    own = (part, axes, shifts, torch.stack(waves, dim=1), group, squared)
+    return Views(*(one.to(device) for one in own), tables.phases, tables.factors, tables.squares)

@@ -7,15 +7,11 @@ weighted mean.
 """
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from verglas.ops.statistics import fourier_shells
-from verglas.shapes import ImageRfft, Values
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -80,61 +76,32 @@ class Scales:
     expected: FloatArray
 
 
-def sum_shells(images: ImageRfft, models: ImageRfft) -> ShellSums:
-    """Sum over shells.
+def compare_whole(products: FloatArray, size: int) -> ShellSums:
+    """Sum up images against kept and removed part together, without zero frequency: a background tells nothing.
 
     Parameters
     ----------
-    images, models
-        `(b, n, n // 2 + 1)` half transforms. Zero frequency and what lies beyond the last whole shell are left out.
+    products
+        `(n, 6, s)` of `ops.kernels.parted_slices.predict`.
+    size
+        Side of the images, pixels.
     """
-    size = images.shape[-2]
-    members = _shell_members(size, images.device)
-
-    pixels = members.double().sum(dim=0).cpu().numpy()
+    image, with_kept, with_removed, kept, both, removed = np.moveaxis(np.asarray(products, float), 1, 0)
+    pixels = count_pixels(size)
+    used = pixels > 0
     return ShellSums(
-        sum_products(images, models), sum_products(models, models), sum_products(images, images), pixels
+        (with_kept + with_removed) * used, (kept + 2 * both + removed) * used, image * used, pixels
     )
 
 
-def sum_products(first: ImageRfft, second: ImageRfft) -> FloatArray:
-    """Sum the real parts of products with the conjugate over shells.
-
-    Parameters
-    ----------
-    first, second
-        `(b, n, n // 2 + 1)` half transforms.
-
-    Returns
-    -------
-    ndarray
-        `(b, s)`; both halves of the plane count.
-    """
-    products = first.real * second.real
-    products += first.imag * second.imag
-    members = _shell_members(first.shape[-2], first.device)
-    sums: FloatArray = (products.reshape(len(products), -1) @ members).double().cpu().numpy()
-    return sums
-
-
-@lru_cache(maxsize=4)
-def _shell_members(size: int, device: torch.device) -> Tensor:
-    """How often each pixel of the half transform counts in each shell, as a matrix: sums are products with it."""
-    shells = fourier_shells((size, size), device).reshape(-1)
-    twice = torch.full((size, size // 2 + 1), 2.0, device=device)
+def count_pixels(size: int) -> FloatArray:
+    """Pixels of each shell below Nyquist, `(s,)`; of zero frequency none."""
+    shells = fourier_shells((size, size)).numpy()
+    twice = np.full(shells.shape, 2.0)
     twice[:, 0] = 1.0
-    if size % 2 == 0:
-        twice[:, -1] = 1.0
-    members = torch.zeros(len(shells), size // 2, device=device)
-    rows = torch.nonzero((shells > 0) & (shells < size // 2))[:, 0]
-    members[rows, shells[rows]] = twice.reshape(-1)[rows]
-    return members
-
-
-def join_sums(parts: list[ShellSums]) -> ShellSums:
-    """Put the particles of several batches one after the other."""
-    joined = [np.concatenate([getattr(part, name) for part in parts]) for name in ("cross", "model", "image")]
-    return ShellSums(joined[0], joined[1], joined[2], parts[0].pixels)
+    pixels = np.bincount(shells.ravel(), twice.ravel())[: size // 2]
+    pixels[0] = 0.0
+    return pixels
 
 
 def fit_set(sums: ShellSums, *, by_frequency: bool = True) -> SetFit:
@@ -216,10 +183,40 @@ def _shrink(plain: FloatArray, error: FloatArray, mean: float, deviation: float)
     return share * plain + (1 - share) * mean
 
 
-def spread_gain(gain: FloatArray, size: int, device: torch.device) -> Values:
-    """Put a gain by shells on the `(n, n // 2 + 1)` grid of a half transform; 0 beyond its last shell."""
-    shells = fourier_shells((size, size), device)
-    padded = torch.zeros(int(shells.max()) + 1, device=device)
-    padded[: len(gain)] = torch.from_numpy(gain).float().to(device)
-    padded[0] = 1.0 if len(gain) < 2 else float(gain[1])
-    return padded[shells]
+def find_left(
+    products: FloatArray, scale: FloatArray, gain: FloatArray, noise: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Scale at which each subtracted image still holds the removed part, fitted with the kept one, and its error.
+
+    Parameters
+    ----------
+    products
+        `(n, 6, s)` of the images before.
+    scale
+        `(n,)` at which the removed part was taken out.
+    gain, noise
+        `(n, s)` or `(s,)` of their sets.
+    """
+    _, with_kept, with_removed, kept, both, removed = np.moveaxis(np.asarray(products, float), 1, 0)
+    taken = scale[:, None] * gain
+    weight = gain / noise * (np.arange(products.shape[-1]) > 0)
+    after_kept = (weight * (with_kept - taken * both)).sum(axis=1)
+    after_removed = (weight * (with_removed - taken * removed)).sum(axis=1)
+    kk, kr, rr = ((weight * gain * one).sum(axis=1) for one in (kept, both, removed))
+    determinant = np.maximum(rr * kk - kr**2, 1e-9 * rr * kk + 1e-30)
+    return (kk * after_removed - kr * after_kept) / determinant, np.sqrt(kk / determinant)
+
+
+def measure_agreement(sums: ShellSums, gain: FloatArray, noise: FloatArray) -> FloatArray:
+    """Correlation of each image with what is predicted of it, frequencies weighed by their noise.
+
+    Parameters
+    ----------
+    sums
+        Of n particles.
+    gain, noise
+        `(n, s)` or `(s,)` of their sets.
+    """
+    cross = (sums.cross * gain / noise).sum(axis=1)
+    power = (sums.model * gain**2 / noise).sum(axis=1) * (sums.image / noise).sum(axis=1)
+    return cross / np.sqrt(np.maximum(power, 1e-300))

@@ -7,8 +7,8 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
-from verglas.ops.projection import PaddedRfft, PaddedWeights, insert_slices, reconstruct_from_slices
-from verglas.shapes import ImageRfft, Rotations, Values, Volume
+from verglas.ops.projection import reconstruct_from_slices
+from verglas.shapes import Volume
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -33,24 +33,20 @@ class Balance:
 
 
 class MapSums:
-    """Sums from which the maps before and after are made."""
+    """Sums from which the maps before and after are made; a voxel's numbers lie together."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
-        shape = (2 * size, 2 * size, size + 1)
-        zeros = torch.zeros(shape, device=device)
-        self.before: tuple[PaddedRfft, PaddedWeights] = (zeros.to(torch.complex64), zeros)
-        self.after: tuple[PaddedRfft, PaddedWeights] = (zeros.to(torch.complex64), zeros.clone())
+        self.sums = torch.zeros(2 * size, 2 * size, size + 1, 5, device=device)
 
-    def add(self, before: ImageRfft, after: ImageRfft, transfer: Values, rotations: Rotations) -> None:
-        """Add centred half transforms `(b, n, n // 2 + 1)` before and after, with their transfer functions."""
-        weights = transfer.square()
-        for images, into in ((before, self.before), (after, self.after)):
-            insert_slices(images * transfer, weights, rotations, 2 * self.size, into)
-
-    def maps(self) -> tuple[Volume, Volume]:
-        """Reconstruct both."""
-        made = [reconstruct_from_slices(*sums, self.size) for sums in (self.before, self.after)]
+    def maps(self, size: int) -> tuple[Volume, Volume]:
+        """Reconstruct both; `size` is the side of the images."""
+        before, after, weights = self.sums[..., :2], self.sums[..., 2:4], self.sums[..., 4]
+        made = [
+            reconstruct_from_slices(torch.view_as_complex(one.contiguous()), weights, self.size)
+            * (self.size / size) ** 3
+            for one in (before, after)
+        ]
         return made[0], made[1]
 
 

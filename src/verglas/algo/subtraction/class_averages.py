@@ -1,0 +1,100 @@
+"""Averages of particles seen from nearly one side, before and after: what a 2-D classification would show."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from verglas.ops.interpolation import affine_transform_images
+from verglas.ops.rotation import euler_to_matrices
+from verglas.ops.statistics import fourier_shells
+from verglas.shapes import Image, ImageRfft
+
+FloatArray = npt.NDArray[np.float64]
+
+AVERAGES = 4
+_NEAR_DEG, _APART_DEG = 15.0, 40.0
+_MOST, _LOOKED_AT = 100, 4000
+_FLOOR = 0.1
+
+
+class Averages:
+    """Which particles go into which average, and the sums of these.
+
+    Parameters
+    ----------
+    angles_deg
+        `(n, 3)` rot, tilt, psi of all particles.
+    size
+        Side of the images, pixels.
+    """
+
+    def __init__(self, angles_deg: FloatArray, size: int) -> None:
+        self.turns = euler_to_matrices(torch.from_numpy(angles_deg)).numpy()
+        self.member, self.leaders = _choose_members(self.turns)
+        self.sums = np.zeros((AVERAGES, 2, size, size))
+        self.weights = np.zeros((AVERAGES, size // 2 + 1))
+
+    def add(
+        self, rows: npt.NDArray[np.int64], before: ImageRfft, after: ImageRfft, change: ImageRfft
+    ) -> None:
+        """Add particles: `(b,)` rows of the table, `(b, n, n // 2 + 1)` as in `ops.kernels.parted_slices`."""
+        size = before.shape[1]
+        chosen = np.flatnonzero(self.member[rows] >= 0)
+        if not len(chosen):
+            return
+        index = torch.from_numpy(chosen).to(before.device)
+        group = self.member[rows[chosen]]
+        turns = self.turns[rows[chosen]] @ self.turns[self.leaders[group]].transpose(0, 2, 1)
+        angle = np.arctan2(turns[:, 1, 0] - turns[:, 0, 1], turns[:, 0, 0] + turns[:, 1, 1])
+        cos, sin = np.cos(angle), np.sin(angle)
+        # From the particle back to its leader.
+        back = torch.from_numpy(np.stack([cos, sin, -sin, cos], axis=1).reshape(-1, 2, 2)).float()
+        for place, slices in enumerate((before, after)):
+            images = torch.fft.irfft2(slices[index] * change[index].conj(), s=(size, size))
+            centred: Image = torch.fft.fftshift(images, dim=(-2, -1)).cpu()
+            turned = affine_transform_images(centred, back).double().numpy()
+            np.add.at(self.sums[:, place], group, turned)
+        shells = fourier_shells((size, size)).clamp(max=size // 2).numpy()
+        power = change[index].abs().square().double().cpu().numpy()
+        for row, one in zip(group, power, strict=True):
+            self.weights[row] += _mean_shells(one, shells)
+
+
+def finish_averages(sums: FloatArray, weights: FloatArray) -> FloatArray:
+    """Divide sums `(k, 2, n, n)` by their weights `(k, n // 2 + 1)`, of each shell; weak shells fade."""
+    size = sums.shape[-1]
+    shells = fourier_shells((size, size)).clamp(max=size // 2).numpy()
+    known = weights.max(axis=1) > 0
+    weights = weights[known]
+    spread = (weights + _FLOOR * weights.max(axis=1, keepdims=True))[:, shells]
+    transforms = np.fft.rfft2(sums[known]) / spread[:, None]
+    averages: FloatArray = np.fft.irfft2(transforms, s=(size, size))
+    return averages
+
+
+def _mean_shells(values: FloatArray, shells: npt.NDArray[np.int64]) -> FloatArray:
+    total = np.bincount(shells.ravel(), values.ravel())
+    mean: FloatArray = total / np.maximum(np.bincount(shells.ravel()), 1)
+    return mean
+
+
+def _choose_members(turns: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give the particles about the most frequent views to averages; -1 is none."""
+    looked = np.unique(np.linspace(0, len(turns) - 1, min(len(turns), _LOOKED_AT)).astype(np.int64))
+    views = turns[looked, 2]
+    near = views @ views.T > np.cos(np.deg2rad(_NEAR_DEG))
+    free = np.ones(len(looked), dtype=bool)
+    member, leaders = np.full(len(turns), -1), []
+    for number in range(AVERAGES):
+        count = np.where(free, (near & free).sum(axis=1), 0)
+        leader = int(np.argmax(count))
+        if not count[leader]:
+            leaders.append(leaders[-1])
+            continue
+        leaders.append(int(looked[leader]))
+        distance = views @ views[leader]
+        rows = np.flatnonzero(near[leader] & free)
+        rows = rows[np.argsort(-distance[rows], kind="stable")[:_MOST]]
+        member[looked[rows]] = number
+        free &= distance < np.cos(np.deg2rad(_APART_DEG))
+    return member, np.array(leaders)
