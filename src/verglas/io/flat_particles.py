@@ -16,7 +16,7 @@ from verglas.io.image_particles import ParticleTable, write_cs_particles, write_
 from verglas.io.mrc_header import read_mrc_header
 from verglas.io.relion_tilt_series import find_file
 from verglas.io.star import get_numbers, get_table, read_star, require_columns
-from verglas.model import ImageParticles, ImageReference, Optics
+from verglas.model import Aberrations, ImageParticles, ImageReference, Optics
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -109,6 +109,7 @@ def read_flat_particles(path: Path | str) -> FlatParticles:
         groups,
         optics_records,
         (False,) * len(optics_records),
+        (Aberrations(),) * len(optics_records),
     )
     has_places = {"rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY"} <= set(filled)
     return FlatParticles(

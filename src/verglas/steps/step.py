@@ -5,6 +5,7 @@ an item leaves behind are files in the job folder and a few values, and `summari
 that was killed and continued therefore ends with the same bytes as one that was not.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -406,6 +407,8 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
     context = Context(folder.path, choose_worker_device(work.device), work.threads)
     with reuse_memory():
+        # What the last item left in cycles may be large.
+        gc.collect()
         result = work.step.run_item(item, work.params, context)
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(

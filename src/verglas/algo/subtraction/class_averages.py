@@ -84,7 +84,8 @@ def _choose_members(turns: FloatArray) -> tuple[npt.NDArray[np.int64], npt.NDArr
     views = turns[looked, 2]
     near = views @ views.T > np.cos(np.deg2rad(_NEAR_DEG))
     free = np.ones(len(looked), dtype=bool)
-    member, leaders = np.full(len(turns), -1), []
+    member = np.full(len(turns), -1)
+    leaders: list[int] = []
     for number in range(AVERAGES):
         count = np.where(free, (near & free).sum(axis=1), 0)
         leader = int(np.argmax(count))

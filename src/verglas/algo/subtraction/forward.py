@@ -159,5 +159,14 @@ def describe_views(particles: ImageParticles, reference: Reference, tables: Opti
     places = {half: row for row, half in enumerate(reference.halves)}
     part = torch.tensor([places.get(half, places.get(0, 0)) for half in particles.half_set.tolist()])
     squared = torch.tensor(particles.premultiplied)[group]
-    own = (part, axes, shifts, torch.stack(waves, dim=1), group, squared)
-    return Views(*(one.to(device) for one in own), tables.phases, tables.factors, tables.squares)
+    return Views(
+        part.to(device),
+        axes.to(device),
+        shifts.to(device),
+        torch.stack(waves, dim=1).to(device),
+        group.to(device),
+        squared.to(device),
+        tables.phases,
+        tables.factors,
+        tables.squares,
+    )

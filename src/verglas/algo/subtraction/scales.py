@@ -99,7 +99,7 @@ def count_pixels(size: int) -> FloatArray:
     shells = fourier_shells((size, size)).numpy()
     twice = np.full(shells.shape, 2.0)
     twice[:, 0] = 1.0
-    pixels = np.bincount(shells.ravel(), twice.ravel())[: size // 2]
+    pixels: FloatArray = np.bincount(shells.ravel(), twice.ravel())[: size // 2].astype(float)
     pixels[0] = 0.0
     return pixels
 
@@ -219,4 +219,5 @@ def measure_agreement(sums: ShellSums, gain: FloatArray, noise: FloatArray) -> F
     """
     cross = (sums.cross * gain / noise).sum(axis=1)
     power = (sums.model * gain**2 / noise).sum(axis=1) * (sums.image / noise).sum(axis=1)
-    return cross / np.sqrt(np.maximum(power, 1e-300))
+    result: FloatArray = cross / np.sqrt(np.maximum(power, 1e-300))
+    return result

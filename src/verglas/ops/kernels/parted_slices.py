@@ -62,7 +62,8 @@ class Views(NamedTuple):
 
     def take(self, rows: slice) -> "Views":
         """Return the views of some particles."""
-        return Views(*(one[rows] for one in self[:6]), *self[6:])
+        part, axes, shifts, waves, group, squared, *shared = self
+        return Views(part[rows], axes[rows], shifts[rows], waves[rows], group[rows], squared[rows], *shared)
 
 
 def predict(
