@@ -35,10 +35,10 @@ def make_family(name: str, *, estimate: bool = False) -> "App":
 
     module = "verglas.cli.estimate_command" if estimate else "verglas.cli.step_command"
     step = next((step for step in STEPS if step.name == name), None)
-    family = next((family for family in FAMILIES if family.name == name), None)
-    if step is None and family is None:
+    named = step or next((family for family in FAMILIES if family.name == name), None)
+    if named is None:
         raise AttributeError(name)
-    app = App(name=name, help=(step or family).help, result_action="return_value")  # type: ignore[union-attr]
+    app = App(name=name, help=named.help, result_action="return_value")
     if step is not None:
         make = make_estimate_command if estimate else make_command
         app.default(make(load_step(step.step)))

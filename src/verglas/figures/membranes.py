@@ -87,9 +87,10 @@ def draw_subtracted(
         figure = make_figure(PAGE_INCHES, 2 * rows * side * pairs[0][0].shape[0] / pairs[0][0].shape[1])
         grid = figure.add_gridspec(2 * rows, columns)
         for number, (before, after) in enumerate(pairs):
+            limits = None
             for below, (image, word) in enumerate(((before, "before"), (after, "after"))):
                 axes = figure.add_subplot(grid[2 * (number // columns) + below, number % columns])
-                show_image(axes, image, pixel_size_angstrom, lowpass_angstrom)
+                limits = show_image(axes, image, pixel_size_angstrom, lowpass_angstrom, limits)
                 if not number:
                     label_image(axes, word)
                     draw_scale_bar(axes, image.shape[1], pixel_size_angstrom)
@@ -160,11 +161,13 @@ def draw_traced(
     with house_style():
         figure = make_figure(PAGE_INCHES, height)
         grid = figure.add_gridspec(1, 3)
+        limits = None
         for column, (image, word) in enumerate(
             ((images[0], "before"), (images[0], "traced"), (images[1], "after"))
         ):
             axes = figure.add_subplot(grid[0, column])
-            show_image(axes, image, pixel_size_angstrom, max(20.0, 2.5 * pixel_size_angstrom))
+            lowpass = max(20.0, 2.5 * pixel_size_angstrom)
+            limits = show_image(axes, image, pixel_size_angstrom, lowpass, limits)
             label_image(axes, word)
             if column == 1:
                 for number, one in enumerate(curves):

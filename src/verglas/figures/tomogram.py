@@ -53,14 +53,22 @@ def draw_orthogonal_slices(
         save_figure(figure, path)
 
 
-def show_image(axes: Axes, image: FloatArray, pixel_size_angstrom: float, lowpass_angstrom: float) -> None:
-    """Show an image smoothed, in grey levels that fit it; one unit of the axes is one pixel.
+def show_image(
+    axes: Axes,
+    image: FloatArray,
+    pixel_size_angstrom: float,
+    lowpass_angstrom: float,
+    limits: tuple[float, float] | None = None,
+) -> tuple[float, float]:
+    """Show an image smoothed, in the grey levels given or in those that fit it; one unit of the axes is one pixel.
+
+    The grey levels are returned, so that another image can be shown in the same.
 
     Places that no view covers are exactly zero in a tomogram and do not count for the grey levels.
     """
     height, width = image.shape
     smooth = lowpass_image(image, pixel_size_angstrom, lowpass_angstrom)
-    low, high = contrast_limits(smooth[image != 0] if (image != 0).any() else smooth)
+    low, high = limits or contrast_limits(smooth[image != 0] if (image != 0).any() else smooth)
     # What is smoothed need not be drawn at every pixel.
     step = max(1, int(lowpass_angstrom / 4 / pixel_size_angstrom))
     axes.imshow(
@@ -72,6 +80,7 @@ def show_image(axes: Axes, image: FloatArray, pixel_size_angstrom: float, lowpas
         extent=(-0.5, width - 0.5, -0.5, height - 0.5),
     )
     axes.set_axis_off()
+    return low, high
 
 
 def label_image(axes: Axes, text: str) -> None:

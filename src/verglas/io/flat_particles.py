@@ -12,7 +12,7 @@ import pandas as pd
 from verglas.errors import FileFormatError
 from verglas.files import check_exists
 from verglas.io.cryosparc import particles_from_cs, read_cs
-from verglas.io.image_particles import ParticleTable, write_cs_particles, write_star_particles
+from verglas.io.image_particles import ParticleTable, find_images, write_cs_particles, write_star_particles
 from verglas.io.mrc_header import read_mrc_header
 from verglas.io.relion_tilt_series import find_file
 from verglas.io.star import get_numbers, get_table, read_star, require_columns
@@ -78,7 +78,7 @@ def read_flat_particles(path: Path | str) -> FlatParticles:
         return get_numbers(filled, label, path, "particles")
 
     names = tuple(str(one) for one in filled["rlnImageName"])
-    images = _find_images(names, path)
+    images = find_images(names, path)
     pixel = column("rlnImagePixelSize")
     if not (pixel > 0).all():
         pixel = np.full(
@@ -117,7 +117,7 @@ def read_flat_particles(path: Path | str) -> FlatParticles:
         column("rlnClassNumber", 1.0).astype(np.int64),
         tuple(find_file(str(one), path) for one in filled["rlnMicrographName"]) if has_places else None,
         np.stack([column("rlnCoordinateX"), column("rlnCoordinateY")], axis=1) if has_places else None,
-        _find_images([str(one) for one in filled["rlnImageOriginalName"]], path)
+        find_images([str(one) for one in filled["rlnImageOriginalName"]], path)
         if "rlnImageOriginalName" in filled
         else None,
         "rlnDefocusU" in filled,
@@ -169,19 +169,6 @@ def _group(rows: pd.DataFrame, pixel: FloatArray) -> tuple[npt.NDArray[np.int64]
     ]
     distinct, groups = np.unique(np.stack(values, axis=1), axis=0, return_inverse=True)
     return groups.astype(np.int64).reshape(-1), tuple(Optics(*row) for row in distinct.tolist())
-
-
-def _find_images(names: Sequence[str], path: Path) -> tuple[ImageReference, ...]:
-    found: dict[str, Path] = {}
-    images = []
-    for name in names:
-        number, at, file = name.partition("@")
-        if not at or not number.isdigit():
-            raise FileFormatError(f"{str(path)!r} names the image {name!r}; expected NUMBER@STACK")
-        if file not in found:
-            found[file] = find_file(file, path)
-        images.append(ImageReference(found[file], int(number) - 1))
-    return tuple(images)
 
 
 def write_flat_particles(

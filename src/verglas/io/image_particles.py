@@ -178,7 +178,7 @@ def _interpret(
         else [0] * len(optics)
     )
     particles = ImageParticles(
-        _find_images(names, path),
+        find_images(names, path),
         np.stack([column(label, 0.0) for label in _ANGLES], axis=1),
         np.stack([column(label, 0.0) for label in _ORIGINS], axis=1),
         np.stack(ctf, axis=1),
@@ -191,7 +191,14 @@ def _interpret(
     return ParticleTable(particles, names, source)
 
 
-def _find_images(names: Sequence[str], path: Path) -> tuple[ImageReference, ...]:
+def find_images(names: Sequence[str], path: Path) -> tuple[ImageReference, ...]:
+    """Turn `NUMBER@STACK`, as the table at `path` writes images, into references.
+
+    Raises
+    ------
+    FileFormatError
+        When a name is written otherwise.
+    """
     found: dict[str, Path] = {}
     images = []
     for name in names:
