@@ -1,5 +1,6 @@
 """The views of a series in memory, and what each shows of each particle."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from verglas.ops.fft import rescale_images, shift_transforms
 from verglas.ops.geometry import projection_matrices
 from verglas.ops.local_field import evaluate_field
 from verglas.ops.masks import soft_sphere_mask
-from verglas.ops.projection import images_to_slices
 from verglas.shapes import Affines, Image, Vectors
 
 ParticleSlices = Complex[Tensor, "particles views y kx"]
@@ -109,10 +109,11 @@ def invert_views(images: Iterable[Image], series: TiltSeries, pixel_size_angstro
     stack: Tensor | None = None
     for row, image in enumerate(images):
         small = rescale_images(image.to(torch.float32), (height, width))
-        small = (small.mean() - small) / small.std().clamp(min=1e-12)
         if stack is None:
             stack = small.new_empty((len(series), height, width))
-        stack[row] = small
+        torch.sub(small.mean(), small, out=stack[row])
+        # The deviation by its norm: `std` is ten times slower.
+        stack[row] /= (torch.linalg.vector_norm(stack[row]) / math.sqrt(small.numel() - 1)).clamp(min=1e-12)
     if stack is None:
         raise ValueError("`images` must hold at least one view")
     pixel = series.pixel_size_angstrom
@@ -186,8 +187,9 @@ def cut_particles(
     discs = discs * seen[..., None, None].to(device)
     means = (crops * discs).sum((-2, -1), keepdim=True) / discs.sum((-2, -1), keepdim=True).clamp(min=1)
     crops = crops.sub_(means).mul_(discs)
-    shifts = (nearest - places).flip(-1).to(device)
-    slices = shift_transforms(images_to_slices(crops), (box, box), shifts)
+    # The centre comes to index 0 on the way.
+    shifts = (nearest - places).flip(-1).to(device) - box // 2
+    slices = shift_transforms(torch.fft.rfft2(crops), (box, box), shifts)
     return slices, seen.to(device)
 
 
