@@ -198,8 +198,12 @@ def fit_envelope(
     """
     total, possible = sum_rings(spectra, optics, defocus_angstrom, phase_shift_deg)
     falls = ring_strengths(spectra.frequency)
+    norm = np.maximum(falls**2 @ possible, 1e-12)
     share = np.maximum(falls @ total, 0)
-    return np.asarray(falls[int((share**2 / np.maximum(falls**2 @ possible, 1e-12)).argmax())])
+    gains = 0.5 * share**2 / norm
+    likely = np.exp(gains - gains.max())
+    envelope = (likely * share / norm) @ falls
+    return np.asarray(envelope / envelope.max() if envelope.max() > 0 else falls[0])
 
 
 def ring_strengths(frequency: FloatArray) -> FloatArray:
