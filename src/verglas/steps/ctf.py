@@ -51,7 +51,7 @@ class CtfParams(Params):
         Field(gt=0, description="where it ends, in Å; 5, or 2.2 pixels where that is more, when not given"),
     ] = None
     tile: Annotated[float, Field(gt=0, description="side of the tiles whose spectra are averaged, in Å")] = (
-        768.0
+        512.0
     )
     images_aligned: Annotated[
         bool,

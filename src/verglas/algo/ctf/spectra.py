@@ -50,7 +50,7 @@ class Band:
 
     lowest_angstrom: float = 30.0
     highest_angstrom: float = 5.0
-    tile_angstrom: float = 768.0
+    tile_angstrom: float = 512.0
 
     def __post_init__(self) -> None:
         if not self.lowest_angstrom > self.highest_angstrom > 0:
