@@ -241,7 +241,7 @@ def _differ(one: SurfaceFit, other: SurfaceFit, model: SurfaceModel) -> bool:
 def _search(
     bank: FilterBank, cells: CellSpectra, model: SurfaceModel, tried: DefocusGrid
 ) -> tuple[list[FloatArray], FloatArray]:
-    """Best starts `(p,)` that differ and the best level one, and the score of the best slope over the defocus at the centre."""
+    """Best starts `(p,)` that differ, the best level one, and the best slope's score over the central defocus."""
     count = len(cells.places)
     correlation = bank.correlation.reshape(count, -1, len(bank.norm)).sum(axis=1)
     weight = bank.weight.reshape(count, -1).sum(axis=1)

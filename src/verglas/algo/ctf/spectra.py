@@ -374,7 +374,7 @@ def make_window(size: int) -> FloatArray:
 
 @lru_cache(maxsize=1)
 def window_overlap() -> tuple[FloatArray, FloatArray]:
-    """What is left of the window's squared sum when it is displaced by some part of a tile, on average over directions.
+    """Measure how much of itself the window still covers when it is displaced, on average over directions.
 
     Returns
     -------
