@@ -38,6 +38,7 @@ class MovieFrames:
     def __init__(self, movie: Movie, start: int, stop: int, threads: int = 1) -> None:
         self.movie, self.start, self.count = movie, start, stop - start
         self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
         self.shape = (movie.shape[1], movie.shape[2])
         self._kept: dict[int, npt.NDArray[Any]] = {}
         self._gain: FloatArray | None = None
@@ -74,13 +75,12 @@ class MovieFrames:
     def _read_ahead(self) -> Iterator[npt.NDArray[Any]]:
         """Give the frames in turn while the next are read."""
         waiting: deque[Future[npt.NDArray[Any]]] = deque()
-        with ThreadPoolExecutor(self._threads) as pool:
-            for number in range(self.count):
-                waiting.append(pool.submit(self.read, number))
-                if len(waiting) > self._threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        for number in range(self.count):
+            waiting.append(self._pool.submit(self.read, number))
+            if len(waiting) > self._threads:
                 yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def correct(self, total: FloatArray, gain: FloatArray | None) -> npt.NDArray[np.bool_]:
         """From now on give frames times `gain`, with the camera's defects mended.
@@ -124,8 +124,11 @@ class MovieFrames:
             np.multiply(raw[rows], factor, out=corrected[rows], dtype=np.float32, casting="unsafe")
 
         edges = np.linspace(0, self.shape[0], self._threads + 1).astype(int)
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(multiply, map(slice, edges[:-1], edges[1:])))
+        first, *others = map(slice, edges[:-1], edges[1:])
+        waiting = [self._pool.submit(multiply, rows) for rows in others]
+        multiply(first)
+        for part in waiting:
+            part.result()
         self._mend(corrected)
         return image if shape == self.shape else rescale_images(image, shape)
 
