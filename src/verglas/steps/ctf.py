@@ -89,6 +89,9 @@ class CtfParams(Params):
     eer_frames: Annotated[
         int | None, Field(ge=1, description="movies: raw frames of an EER movie that make one")
     ] = None
+    eer_upsampling: Annotated[
+        Literal[1, 2, 4], Field(description="movies: pixels along the side of an EER camera's")
+    ] = 1
     find_phase_shift: Annotated[
         bool, Field(description="images: also find the phase shift of a phase plate")
     ] = False
