@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.unit.io.test_movie import place_electrons, render, write_eer
 from verglas.benchmarks.ctf_cases import Case, make_case
 from verglas.errors import UserError
 from verglas.io.mrc import read_mrc, write_mrc
@@ -167,15 +168,40 @@ def test_counts_alone_are_flagged() -> None:
 
 def test_movie_by_the_sum_and_by_its_frames(case: Case, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    frames = rng.poisson(np.maximum(case.image, 0)[None] / 4, (4, SIZE, SIZE)).astype(np.float32)
+    gain = rng.uniform(0.7, 1.4, (SIZE, SIZE)).astype(np.float32)
+    frames = rng.poisson(np.maximum(case.image, 0)[None] / 4 / gain, (4, SIZE, SIZE)).astype(np.float32)
     write_mrc(tmp_path / "movie.mrcs", frames, voxel_size_angstrom=PIXEL, is_stack=True)
-    run(tmp_path / "sum", tmp_path / "movie.mrcs")
-    run(tmp_path / "frames", tmp_path / "movie.mrcs", spectra="frames", grid="1x1x2")
+    write_mrc(tmp_path / "gain.mrc", gain, voxel_size_angstrom=PIXEL)
+    write_mrc(tmp_path / "small.mrc", gain[:64, :64], voxel_size_angstrom=PIXEL)
+    corrected = {"gain": tmp_path / "gain.mrc"}
+    run(tmp_path / "sum", tmp_path / "movie.mrcs", **corrected)
+    run(tmp_path / "frames", tmp_path / "movie.mrcs", spectra="frames", grid="1x1x2", **corrected)
+    report = run(tmp_path / "wrong", tmp_path / "movie.mrcs", gain=tmp_path / "small.mrc")
+    assert "has 64 x 64 pixels; expected 512 x 512" in report.failed["movie"]
     for kind in ("sum", "frames"):
         found = values_of(tmp_path / kind, "movie")
         assert abs(found["defocus_angstrom"] - case.defocus_angstrom) < 300
     record = json.loads((tmp_path / "frames/ctf/movie.json").read_text())
     assert np.shape(record["defocus_angstrom"]) == (2, 1, 1)
+
+
+def test_eer_movie_is_the_mrc_movie_of_its_frames(tmp_path: Path) -> None:
+    electrons = place_electrons(6, 128, 128, 4000)
+    write_eer(tmp_path / "movie.eer", electrons, 128, 128)
+    # Two raw frames make one, of two pixels along the side of each of the camera's.
+    frames = render(electrons, (3, 256, 256), (2, 2)).astype(np.float32)
+    write_mrc(tmp_path / "movie.mrcs", frames, voxel_size_angstrom=PIXEL, is_stack=True)
+    found = []
+    for name, more in (("movie.eer", {"eer_frames": 2, "eer_upsampling": 2}), ("movie.mrcs", {})):
+        out = tmp_path / f"{name}_out"
+        report = run(out, tmp_path / name, pixel_size=PIXEL, tile=384.0, **more)
+        assert report.done == ("movie",), report.failed
+        found.append(values_of(out, "movie"))
+    assert found[0] == found[1]
+    # There is no signal.
+    assert found[0]["confidence"] < 0.5
+    report = run(tmp_path / "none", tmp_path / "movie.eer", pixel_size=PIXEL)
+    assert "expected `eer_frames_per_fraction`" in report.failed["movie"]
 
 
 def test_phase_shift_is_found(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ def robust_mean_sd(values: Values, dims: int = 2) -> tuple[Values, Values]:
 def clip_outliers(values: Values, limit_sd: float, dims: int = 2) -> Values:
     """Clip each map to its median plus and minus so many robust standard deviations.
 
+    Where most pixels of a map are alike, as where hardly any counted an electron, the plain standard deviation stands
+    in.
+
     Parameters
     ----------
     values
@@ -52,7 +55,9 @@ def clip_outliers(values: Values, limit_sd: float, dims: int = 2) -> Values:
         Number of trailing axes of a map.
     """
     _check_positive(limit_sd=limit_sd)
-    centre, sd = (v.reshape(*v.shape, *[1] * dims) for v in robust_mean_sd(values, dims))
+    centre, robust = (v.reshape(*v.shape, *[1] * dims) for v in robust_mean_sd(values, dims))
+    axes = tuple(range(-dims, 0))
+    sd = torch.where(robust > 0, robust, values.std(dim=axes, correction=0, keepdim=True))
     return torch.minimum(torch.maximum(values, centre - limit_sd * sd), centre + limit_sd * sd)
 
 

@@ -51,7 +51,7 @@ class CtfParams(Params):
         Field(gt=0, description="where it ends, in Å; 5, or 2.2 pixels where that is more, when not given"),
     ] = None
     tile: Annotated[float, Field(gt=0, description="side of the tiles whose spectra are averaged, in Å")] = (
-        768.0
+        512.0
     )
     images_aligned: Annotated[
         bool,
@@ -89,6 +89,9 @@ class CtfParams(Params):
     eer_frames: Annotated[
         int | None, Field(ge=1, description="movies: raw frames of an EER movie that make one")
     ] = None
+    eer_upsampling: Annotated[
+        Literal[1, 2, 4], Field(description="movies: pixels along the side of an EER camera's")
+    ] = 1
     find_phase_shift: Annotated[
         bool, Field(description="images: also find the phase shift of a phase plate")
     ] = False

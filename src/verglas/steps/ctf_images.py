@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from verglas.algo.ctf.profile import Profile
     from verglas.algo.ctf.quality import ImageQuality, Verdict
     from verglas.algo.ctf.spectra import Band, CellSpectra
+    from verglas.io.movie import Movie
     from verglas.steps.ctf import CtfParams
 
 FloatArray = npt.NDArray[np.floating]
@@ -127,12 +128,11 @@ def run_image(item: Item, params: "CtfParams", context: Context) -> ItemResult:
     from verglas.algo.ctf.micrograph import ImageSearch
     from verglas.algo.ctf.quality import fit_and_judge
     from verglas.algo.ctf.spectra import Band
-    from verglas.io.movie import open_movie
     from verglas.runtime import choose_device, set_threads
 
     set_threads(context.threads)
     source: ImageSource = item.record
-    movie = open_movie(source.measured, eer_frames_per_fraction=params.eer_frames)
+    movie = _open_movie(source, params)
     pixel, warnings = choose_pixel_size(
         params.pixel_size,
         movie.pixel_size_angstrom,
@@ -274,6 +274,14 @@ def _naming(source: ImageSource, pixel: float) -> Iterator[None]:
         ) from None
 
 
+def _open_movie(source: ImageSource, params: "CtfParams") -> "Movie":
+    from verglas.io.movie import open_movie
+
+    return open_movie(
+        source.measured, eer_frames_per_fraction=params.eer_frames, eer_upsampling=params.eer_upsampling
+    )
+
+
 def _measure(
     name: str, source: ImageSource, params: "CtfParams", pixel: float, band: "Band", device: "torch.device"
 ) -> tuple["CellSpectra", FloatArray]:
@@ -281,10 +289,9 @@ def _measure(
     import torch
 
     from verglas.algo.ctf.spectra import add_frames, join_times, measure_cells
-    from verglas.io.movie import open_movie
     from verglas.steps.movie_frames import MovieFrames, read_gain
 
-    movie = open_movie(source.measured, eer_frames_per_fraction=params.eer_frames)
+    movie = _open_movie(source, params)
     frames = MovieFrames(movie, 0, len(movie))
     total = frames.add_up()
     if len(movie) > 1 or params.gain is not None:

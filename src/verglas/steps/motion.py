@@ -1,6 +1,7 @@
 """`motion`: movies to micrographs, without the motion of specimen and stage."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -108,7 +109,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     source: MovieSource = item.record
     if source.problem:
         raise UserError(source.problem)
-    frames, warnings = _open(source, params)
+    frames, warnings = _open(source, params, context.threads)
     pixel, told = choose_pixel_size(
         params.pixel_size,
         frames.movie.pixel_size_angstrom,
@@ -125,7 +126,6 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     found = _estimate(frames, shape, binned, params)
     model = replace(found.model, first_frame=frames.start)
     images, stack = _add_up(item.name, frames, shape, binned, model, params, source, context.folder, device)
-    outputs = _write_images(item.name, images, binned, context.folder) + stack
     coefficients, misfit = fit_polynomial(model)
     names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
     write_motion(context.folder / names[0], model)
@@ -144,8 +144,11 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     write_relion_motion(
         context.folder / names[1], facts, model, coefficients if model.is_local else None, defects
     )
-    average = images["averages"].numpy()
-    figures = draw_motion(item.name, average, before, binned, found, model, context.folder)
+    with ThreadPoolExecutor(1) as writer:
+        written = writer.submit(_write_images, item.name, images, binned, context.folder)
+        average = images["averages"].numpy()
+        figures = draw_motion(item.name, average, before, binned, found, model, context.folder)
+        outputs = written.result() + stack
     values = measure_motion(model, params.exposure, params.pre_exposure) | {
         "frames": frames.count,
         "pixel_size_angstrom": binned,
@@ -212,7 +215,7 @@ def _open_movie(path: Path, params: MotionParams) -> "Movie":
     return open_movie(path, eer_frames_per_fraction=params.eer_frames, eer_upsampling=params.eer_upsampling)
 
 
-def _open(source: MovieSource, params: MotionParams) -> "tuple[MovieFrames, list[str]]":
+def _open(source: MovieSource, params: MotionParams, threads: int = 1) -> "tuple[MovieFrames, list[str]]":
     from verglas.steps.movie_frames import MovieFrames
 
     movie = _open_movie(source.path, params)
@@ -222,7 +225,7 @@ def _open(source: MovieSource, params: MotionParams) -> "tuple[MovieFrames, list
             f"movie {str(source.path)!r} has {len(movie)} frames; expected `first_frame` to `last_frame` among them, "
             f"got {params.first_frame} to {last}"
         )
-    frames = MovieFrames(movie, params.first_frame - 1, last)
+    frames = MovieFrames(movie, params.first_frame - 1, last, threads)
     warnings = []
     if frames.count == 1:
         warnings.append("the movie has a single frame, so there is no motion to find")

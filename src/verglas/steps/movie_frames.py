@@ -1,5 +1,8 @@
 """The frames of one movie as they are wanted: one at a time, gain-corrected, mended and cropped."""
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,14 @@ class MovieFrames:
         The movie.
     start, stop
         Range of frames, from 0.
+    threads
+        That read and correct frames.
     """
 
-    def __init__(self, movie: Movie, start: int, stop: int) -> None:
+    def __init__(self, movie: Movie, start: int, stop: int, threads: int = 1) -> None:
         self.movie, self.start, self.count = movie, start, stop - start
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
         self.shape = (movie.shape[1], movie.shape[2])
         self._kept: dict[int, npt.NDArray[Any]] = {}
         self._gain: FloatArray | None = None
@@ -61,9 +68,19 @@ class MovieFrames:
     def add_up(self) -> FloatArray:
         """Sum of all frames as the camera wrote them."""
         total: FloatArray = np.zeros(self.shape, np.float32)
-        for number in range(self.count):
-            np.add(total, self.read(number), out=total, casting="unsafe")
+        for frame in self._read_ahead():
+            np.add(total, frame, out=total, casting="unsafe")
         return total
+
+    def _read_ahead(self) -> Iterator[npt.NDArray[Any]]:
+        """Give the frames in turn while the next are read."""
+        waiting: deque[Future[npt.NDArray[Any]]] = deque()
+        for number in range(self.count):
+            waiting.append(self._pool.submit(self.read, number))
+            if len(waiting) > self._threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def correct(self, total: FloatArray, gain: FloatArray | None) -> npt.NDArray[np.bool_]:
         """From now on give frames times `gain`, with the camera's defects mended.
@@ -100,8 +117,19 @@ class MovieFrames:
         gain = np.float32(1) if self._gain is None else self._gain
         # Memory of torch is aligned, and only then do its transforms give the same bytes every time.
         image = torch.empty(self.shape)
-        np.multiply(raw, gain, out=image.numpy(), dtype=np.float32, casting="unsafe")
-        self._mend(image.numpy())
+        corrected = image.numpy()
+
+        def multiply(rows: slice) -> None:
+            factor = gain if np.ndim(gain) == 0 else gain[rows]
+            np.multiply(raw[rows], factor, out=corrected[rows], dtype=np.float32, casting="unsafe")
+
+        edges = np.linspace(0, self.shape[0], self._threads + 1).astype(int)
+        first, *others = map(slice, edges[:-1], edges[1:])
+        waiting = [self._pool.submit(multiply, rows) for rows in others]
+        multiply(first)
+        for part in waiting:
+            part.result()
+        self._mend(corrected)
         return image if shape == self.shape else rescale_images(image, shape)
 
 

@@ -82,8 +82,9 @@ def test_strong_views_leave_no_bias(defocus: float, tilt: float) -> None:
     np.testing.assert_allclose(result.views.defocus_angstrom, defocus, atol=60)
     assert abs(result.views.defocus_angstrom.mean() - defocus) < 25
     u, v, angle = result.principal
-    np.testing.assert_allclose(u - v, 600, atol=40)
-    np.testing.assert_allclose(angle, 25, atol=2.5)
+    # Counting noise and ice scatter the defocus of one view by 20 Å, so the mean by 12, and u - v by 2 √2 of that.
+    np.testing.assert_allclose(u - v, 600, atol=3 * 33)
+    np.testing.assert_allclose(angle, 25, atol=3 * 1.6)
 
 
 def test_a_view_without_signal_follows_the_others() -> None:

@@ -36,6 +36,16 @@ def test_outliers_do_not_move_robust_statistics():
     )
 
 
+def test_outliers_among_few_counts_are_clipped_and_counts_are_left():
+    values = torch.poisson(torch.full((100, 100), 0.3), generator=torch.Generator().manual_seed(1))
+    assert float(values.median()) == 0
+    hot = values.clone()
+    hot[3, 4] = 50
+    clipped = statistics.clip_outliers(hot, 5.0)
+    assert float(clipped[3, 4]) < 5
+    assert (clipped == values).double().mean() > 0.995
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2])
 def test_winsorising_is_scipys(fraction):
     values = normal(3, 12, 13)

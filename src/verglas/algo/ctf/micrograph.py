@@ -15,7 +15,7 @@ import numpy.typing as npt
 from verglas.algo.ctf.background import flatten_spectra
 from verglas.algo.ctf.fit import SearchRange, limit_search
 from verglas.algo.ctf.search import DefocusGrid, FilterBank, astigmatism_offsets, make_bank, make_rings
-from verglas.algo.ctf.spectra import HANN_SPREAD, CellSpectra, ViewSpectra
+from verglas.algo.ctf.spectra import WINDOW_SPREAD, CellSpectra, ViewSpectra
 from verglas.algo.ctf.surface import (
     USUAL_SLOPE,
     SurfaceFit,
@@ -170,7 +170,7 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
         starts, scores = _search(bank, cells, model, tried)
         found += [(fit_surface(bank, model, start), float(phase)) for start in starts]
         curve = max(curve, scores, key=lambda one: float(one.max()))
-    found.sort(key=lambda one: -one[0].score)
+    found.sort(key=lambda one: -one[0].evidence)
     fit, phase = found[0]
     rivals = [one.score for one, _ in found if _differ(one, fit, model)]
     for _ in range(2):
@@ -184,7 +184,7 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
 def blur_by_tilt(cells: CellSpectra, model: SurfaceModel, fit: SurfaceFit) -> CellSpectra:
     """Let a tilt blur the rings of every cell, in which the specimen lies at many heights."""
     plane, _ = fit_plane(model, fit)
-    spread = HANN_SPREAD * cells.spectra.tile_angstrom * float(np.hypot(plane[1], plane[2]))
+    spread = WINDOW_SPREAD * cells.spectra.tile_angstrom * float(np.hypot(plane[1], plane[2]))
     return replace(cells, spectra=replace(cells.spectra, depth_spread_angstrom=spread))
 
 
@@ -198,8 +198,12 @@ def fit_envelope(
     """
     total, possible = sum_rings(spectra, optics, defocus_angstrom, phase_shift_deg)
     falls = ring_strengths(spectra.frequency)
+    norm = np.maximum(falls**2 @ possible, 1e-12)
     share = np.maximum(falls @ total, 0)
-    return np.asarray(falls[int((share**2 / np.maximum(falls**2 @ possible, 1e-12)).argmax())])
+    gains = 0.5 * share**2 / norm
+    likely = np.exp(gains - gains.max())
+    envelope = (likely * share / norm) @ falls
+    return np.asarray(envelope / envelope.max() if envelope.max() > 0 else falls[0])
 
 
 def ring_strengths(frequency: FloatArray) -> FloatArray:
@@ -237,7 +241,7 @@ def _differ(one: SurfaceFit, other: SurfaceFit, model: SurfaceModel) -> bool:
 def _search(
     bank: FilterBank, cells: CellSpectra, model: SurfaceModel, tried: DefocusGrid
 ) -> tuple[list[FloatArray], FloatArray]:
-    """Best starts `(p,)` that differ, and the score of the best slope over the defocus at the centre."""
+    """Best starts `(p,)` that differ, the best level one, and the best slope's score over the central defocus."""
     count = len(cells.places)
     correlation = bank.correlation.reshape(count, -1, len(bank.norm)).sum(axis=1)
     weight = bank.weight.reshape(count, -1).sum(axis=1)
@@ -262,7 +266,9 @@ def _search(
         slope = slopes[int(scores[:, place].argmax())]
         starts.append(_add_astigmatism(bank, cells, model, np.array([defocus, *slope])))
         left[np.abs(tried.values - defocus) < 0.5 * DISTINCT_ANGSTROM] = -np.inf
-    return starts, curve
+    level = scores[int(np.square(slopes).sum(axis=1).argmin())]
+    plane = np.array([float(tried.values[int(level.argmax())]), 0.0, 0.0])
+    return [*starts, _add_astigmatism(bank, cells, model, plane)], curve
 
 
 def _list_slopes(cells: CellSpectra, nodes: tuple[int, int, int]) -> FloatArray:

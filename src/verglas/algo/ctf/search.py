@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verglas.algo.ctf.background import flatten_spectra, ring_weights
-from verglas.algo.ctf.spectra import ViewSpectra
+from verglas.algo.ctf.spectra import ViewSpectra, window_overlap
 from verglas.model import Optics
 
 FloatArray = npt.NDArray[np.floating]
@@ -161,8 +161,7 @@ def window_loss(spectra: ViewSpectra, optics: Optics, defocus_angstrom: FloatArr
     autocorrelation at this distance.
     """
     lag = 2 * optics.wavelength_angstrom * np.abs(defocus_angstrom[None]) * spectra.frequency[:, None]
-    lag = np.minimum(lag / spectra.tile_angstrom, 1.0)
-    kept = (1 - lag) * (2 + np.cos(2 * np.pi * lag)) / 3 + np.sin(2 * np.pi * lag) / (2 * np.pi)
+    kept = np.interp(lag / spectra.tile_angstrom, *window_overlap())
     return np.asarray(np.maximum(kept, _LEAST_KEPT))
 
 

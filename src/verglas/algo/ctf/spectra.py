@@ -28,8 +28,10 @@ FloatArray = npt.NDArray[np.floating]
 SECTORS = 12
 """Directions that are told apart: 15 degrees each, of the half circle that a real image has."""
 
-HANN_SPREAD = 0.14145
-"""Standard deviation of x over a Hann window's squared weight, in windows."""
+WINDOW_SPREAD = 0.2540
+"""Standard deviation of x over the window's squared weight, in tiles."""
+
+_TAPER = 0.125  # of a tile's side, at either end
 
 _TILES_AT_ONCE_BYTES = 256 << 20
 
@@ -48,7 +50,7 @@ class Band:
 
     lowest_angstrom: float = 30.0
     highest_angstrom: float = 5.0
-    tile_angstrom: float = 768.0
+    tile_angstrom: float = 512.0
 
     def __post_init__(self) -> None:
         if not self.lowest_angstrom > self.highest_angstrom > 0:
@@ -167,7 +169,7 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     plane = _depth_plane(series, view)
     depth = plane[0] + tiling.places @ np.array(plane[1:])
     slope = math.hypot(plane[1], plane[2])
-    spread = HANN_SPREAD * tiling.tile_angstrom * slope
+    spread = WINDOW_SPREAD * tiling.tile_angstrom * slope
     # Heights in one group add a twelfth to the variance of those within a tile.
     step = max(40.0, spread)
     groups = np.round(depth / step).astype(int)
@@ -360,6 +362,37 @@ def _depth_plane(series: TiltSeries, view: int) -> tuple[float, float, float]:
     return float(-slopes @ matrix[:2, 3]), float(slopes[0]), float(slopes[1])
 
 
+def make_window(size: int) -> FloatArray:
+    """`(size,)` one in the middle, with raised-cosine ends.
+
+    A Hann window would hardly see the outermost part of an image, which is in no other tile.
+    """
+    place = (np.arange(size) + 0.5) / size
+    ramp = np.minimum(np.minimum(place, 1 - place) / _TAPER, 1.0)
+    return np.asarray(0.5 - 0.5 * np.cos(np.pi * ramp))
+
+
+@lru_cache(maxsize=1)
+def window_overlap() -> tuple[FloatArray, FloatArray]:
+    """Measure how much of itself the window still covers when it is displaced, on average over directions.
+
+    Returns
+    -------
+    tuple
+        `(n,)` displacements, of the tile's side, and `(n,)` shares.
+    """
+    size = 512
+    window = make_window(size)
+    along = np.correlate(window, window, "full")[size - 1 :] / np.square(window).sum()
+    places = np.arange(size) / size
+    angles = (np.arange(SECTORS) + 0.5) * np.pi / 2 / SECTORS
+    shares = [
+        np.interp(places * np.cos(angle), places, along) * np.interp(places * np.sin(angle), places, along)
+        for angle in angles
+    ]
+    return places, np.mean(shares, axis=0)
+
+
 def _padded(size: int) -> int:
     return fast_size(round(1.5 * size))
 
@@ -379,8 +412,8 @@ def _sum_tiles(
     image, size, pixel = tiling.image, tiling.size, tiling.pixel
     padded = _padded(size)
     count = int(groups.max()) + 1
-    window = torch.hann_window(size, periodic=False, device=image.device)
-    window = window[:, None] * window
+    line = torch.from_numpy(make_window(size)).to(image)
+    window = line[:, None] * line
     rings = len(_frequency_bins(size, pixel, band))
     polar, tiles = np.zeros((count, SECTORS, rings)), np.zeros(count)
     counts = _average_polar(image.new_ones(1, padded, padded // 2 + 1), size, pixel, band)[1]
@@ -416,7 +449,7 @@ def _redundancy(image: Tensor, starts: tuple[list[int], list[int]], size: int) -
     From the variance of a smooth weighted sum of the power of white noise, which is that of the squared windows,
     summed where tiles overlap.
     """
-    square = np.hanning(size) ** 2
+    square = make_window(size) ** 2
     factor = float(_padded(size)) ** 2
     for length, places in zip(image.shape, starts, strict=True):
         total = np.zeros(length)

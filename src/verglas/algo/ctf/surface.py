@@ -4,6 +4,9 @@ The defocus of a row (a cell, in one direction) is linear in the unknowns: nodes
 astigmatism. So the best surface is found by scoring: Newton's method with the curvature that is expected of the
 rings. What a plane in space that is constant in time cannot do is held back by a prior, so nodes that the rings say
 little of follow the others.
+
+Weak rings fit steep slopes as well as none. So every surface is fitted level too, and a slope is believed where the
+evidence for it, the likelihood averaged over all slopes that specimens have, is greater by far.
 """
 
 from dataclasses import dataclass
@@ -21,6 +24,12 @@ BENDING_ANGSTROM = 100.0
 
 USUAL_SLOPE = 0.5
 """Standard deviation of the slopes of specimens along x and y; a tilt of 27 degrees has this one."""
+
+LEVEL_SLOPE = 0.02
+"""And of those that count as level: one degree."""
+
+LEAST_EVIDENCE = 3.0
+"""Logarithm of the odds from which on a slope is believed."""
 
 _ASTIGMATISM = 600.0  # standard deviation of each of its two numbers, Å
 _ROUNDS = 12
@@ -58,11 +67,14 @@ class SurfaceFit:
         `(p, p)` Å².
     score
         Correlation in standard deviations of noise.
+    evidence
+        Logarithm of the likelihood averaged over what the prior allows, but for a constant.
     """
 
     values: FloatArray
     covariance: FloatArray
     score: float
+    evidence: float
 
 
 def interpolation_weights(shares: FloatArray, nodes: int) -> FloatArray:
@@ -104,7 +116,7 @@ def make_model(cells: CellSpectra, nodes: tuple[int, int, int]) -> SurfaceModel:
 
 
 def fit_surface(bank: FilterBank, model: SurfaceModel, start: FloatArray) -> SurfaceFit:
-    """Climb from a start to the best surface near it.
+    """Climb from a start to the best surface near it, or to the best level one where a slope is not evident.
 
     Parameters
     ----------
@@ -115,7 +127,18 @@ def fit_surface(bank: FilterBank, model: SurfaceModel, start: FloatArray) -> Sur
     start
         `(p,)` Å.
     """
-    prior = _make_prior(model)
+    usual = _make_prior(model, USUAL_SLOPE, BENDING_ANGSTROM)
+    free = _climb(bank, model, start, usual, usual)
+    plane = np.linalg.pinv(model.plane) @ free.values[:-2]
+    flat = np.concatenate([model.plane[:, 0] * plane[0], free.values[-2:]])
+    level = _climb(bank, model, flat, _make_prior(model, LEVEL_SLOPE, LEVEL_SLOPE * BENDING_ANGSTROM), usual)
+    return free if free.evidence > level.evidence + LEAST_EVIDENCE else level
+
+
+def _climb(
+    bank: FilterBank, model: SurfaceModel, start: FloatArray, prior: FloatArray, usual: FloatArray
+) -> SurfaceFit:
+    """Newton's method under a prior; the covariance is that under the usual one."""
     values = np.asarray(start, dtype=float)
     score = _Score(bank, model.design)
     goal = score.gain(values) - 0.5 * values @ prior @ values
@@ -135,7 +158,8 @@ def fit_surface(bank: FilterBank, model: SurfaceModel, start: FloatArray) -> Sur
         if improved < 1e-4 * max(goal, 1.0) and float(np.abs(step).max()) < 1.0:
             break
     _, hessian = score.slope(values)
-    return SurfaceFit(values, np.linalg.inv(hessian + prior), score.total(values))
+    evidence = goal + 0.5 * (np.linalg.slogdet(prior)[1] - np.linalg.slogdet(hessian + prior)[1])
+    return SurfaceFit(values, np.linalg.inv(hessian + usual), score.total(values), float(evidence))
 
 
 def fit_plane(model: SurfaceModel, fit: SurfaceFit) -> tuple[FloatArray, FloatArray]:
@@ -145,13 +169,13 @@ def fit_plane(model: SurfaceModel, fit: SurfaceFit) -> tuple[FloatArray, FloatAr
     return inverse @ fit.values[:count], inverse @ fit.covariance[:count, :count] @ inverse.T
 
 
-def _make_prior(model: SurfaceModel) -> FloatArray:
-    """Inverse covariance of the unknowns: nothing is said of the mean, and little of slopes."""
+def _make_prior(model: SurfaceModel, slope: float, bending_angstrom: float) -> FloatArray:
+    """Inverse covariance of the unknowns: nothing is said of the mean."""
     count = len(model.plane)
     inverse = np.linalg.pinv(model.plane)
     bent = np.eye(count) - model.plane @ inverse
     prior = np.zeros((count + 2, count + 2))
-    prior[:count, :count] = bent / BENDING_ANGSTROM**2 + inverse[1:].T @ inverse[1:] / USUAL_SLOPE**2
+    prior[:count, :count] = bent / bending_angstrom**2 + inverse[1:].T @ inverse[1:] / slope**2
     prior[count:, count:] = np.eye(2) / _ASTIGMATISM**2
     # An axis with one node has no slope, so its column of the plane is zero; a little keeps the rest regular.
     return prior + 1e-12 * np.eye(count + 2)

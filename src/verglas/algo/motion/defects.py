@@ -29,17 +29,17 @@ def find_defects(total: FloatArray) -> npt.NDArray[np.bool_]:
     sample = total.ravel()[:: max(1, total.size // 200_000)]
     middle = float(np.median(sample))
     spread = float(np.median(np.abs(sample - middle))) / 0.6745
-    clipped = np.clip(total, middle - LIMIT_SD * spread, middle + LIMIT_SD * spread)
-    values = torch.from_numpy(np.ascontiguousarray(clipped, np.float32))[None, None]
-    smooth = torch.nn.functional.avg_pool2d(values, 7, 1, 3, count_include_pad=False)[0, 0].numpy()
-    away = total - smooth
+    values = torch.from_numpy(np.ascontiguousarray(total, np.float32))
+    clipped = values.clamp(middle - LIMIT_SD * spread, middle + LIMIT_SD * spread)
+    smooth = torch.nn.functional.avg_pool2d(clipped[None, None], 7, 1, 3, count_include_pad=False)[0, 0]
+    away = values - smooth
     # Counts scatter with the root of their mean, so what is usual depends on the place.
-    scale = np.sqrt(np.maximum(smooth, 1e-3 * max(middle, 0.0) + 1e-12) / max(middle, 1e-12))
-    sample = (away / scale).ravel()[:: max(1, away.size // 200_000)]
-    noise = float(np.median(np.abs(sample))) / 0.6745
+    scale = (smooth.clamp(min=1e-3 * max(middle, 0.0) + 1e-12) / max(middle, 1e-12)).sqrt()
+    step = max(1, total.size // 200_000)
+    noise = float(np.median(np.abs((away.flatten()[::step] / scale.flatten()[::step]).numpy()))) / 0.6745
     if noise <= 0:
         return np.zeros(total.shape, bool)
-    return np.asarray(np.abs(away) > LIMIT_SD * noise * scale)
+    return np.asarray(away.abs() > LIMIT_SD * noise * scale)
 
 
 def choose_sources(bad: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -75,13 +75,18 @@ def align(
     shifts = shifts.to(transforms.device, torch.float64)
     turn_y = torch.exp(2j * math.pi * shifts[:, :1] * grid.y.to(shifts)).to(transforms.dtype)
     turn_x = torch.exp(2j * math.pi * shifts[:, 1:] * grid.x.to(shifts)).to(transforms.dtype)
-    return transforms * turn_y[:, :, None] * turn_x[:, None, :]
+    moved = transforms * turn_y[:, :, None]
+    moved *= turn_x[:, None, :]
+    return moved
 
 
 def measure_powers(aligned: Complex[Tensor, "n h w"]) -> tuple[Tensor, Tensor]:
     """`(h, w)` mean power of the images, and mean of what two of them have in common."""
     count = len(aligned)
-    own = (aligned.real**2 + aligned.imag**2).sum(0)
+    own = torch.zeros(aligned.shape[1:], device=aligned.device)
+    # One by one, which takes no memory for all of them.
+    for image in aligned:
+        own += image.real**2 + image.imag**2
     total = aligned.sum(0)
     whole = total.real**2 + total.imag**2
     return own / count, (whole - own) / (count * (count - 1))

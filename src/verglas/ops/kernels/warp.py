@@ -177,19 +177,20 @@ def _add_strip(
             w = table[int((shift - whole) * _STEPS + 0.5)]
             left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
             start = left + margin + whole - (TAPS // 2 - 1)
-            size = right - left
+            # Views that are counted from zero, so that the compiler need not think of negative indices.
+            into = step[n, left:right]
+            part = line[start : start + len(into) + TAPS - 1]
             w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-            for x in range(size):
-                at = start + x
-                step[n, left + x] = (
-                    w0 * line[at]
-                    + w1 * line[at + 1]
-                    + w2 * line[at + 2]
-                    + w3 * line[at + 3]
-                    + w4 * line[at + 4]
-                    + w5 * line[at + 5]
-                    + w6 * line[at + 6]
-                    + w7 * line[at + 7]
+            for x in range(len(into)):
+                into[x] = (
+                    w0 * part[x]
+                    + w1 * part[x + 1]
+                    + w2 * part[x + 2]
+                    + w3 * part[x + 3]
+                    + w4 * part[x + 4]
+                    + w5 * part[x + 5]
+                    + w6 * part[x + 6]
+                    + w7 * part[x + 7]
                 )
     result = np.empty(width, np.float32)
     for y in range(top, bottom):
@@ -200,20 +201,32 @@ def _add_strip(
             w = table[int((shift - whole) * _STEPS + 0.5)]
             left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
             n = y + whole - (TAPS // 2 - 1) - first
-            size = right - left
             w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-            for x in range(left, left + size):
-                result[x] = (
-                    w0 * step[n, x]
-                    + w1 * step[n + 1, x]
-                    + w2 * step[n + 2, x]
-                    + w3 * step[n + 3, x]
-                    + w4 * step[n + 4, x]
-                    + w5 * step[n + 5, x]
-                    + w6 * step[n + 6, x]
-                    + w7 * step[n + 7, x]
+            s0, s1, s2, s3 = (
+                step[n, left:right],
+                step[n + 1, left:right],
+                step[n + 2, left:right],
+                step[n + 3, left:right],
+            )
+            s4, s5, s6, s7 = (
+                step[n + 4, left:right],
+                step[n + 5, left:right],
+                step[n + 6, left:right],
+                step[n + 7, left:right],
+            )
+            into = result[left:right]
+            for x in range(len(into)):
+                into[x] = (
+                    w0 * s0[x]
+                    + w1 * s1[x]
+                    + w2 * s2[x]
+                    + w3 * s3[x]
+                    + w4 * s4[x]
+                    + w5 * s5[x]
+                    + w6 * s6[x]
+                    + w7 * s7[x]
                 )
         for k in range(len(weights)):
-            weight = weights[k]
+            weight, total = weights[k], sums[k, y]
             for x in range(width):
-                sums[k, y, x] += weight * result[x]
+                total[x] += weight * result[x]
