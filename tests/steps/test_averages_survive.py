@@ -105,3 +105,11 @@ def test_a_broken_series_is_reported_and_the_others_are_averaged(three, ribosome
     align = run_step(ALIGN_STEP, first, tmp_path / "align", options=QUIET)
     assert list(align.failed) == ["B"]
     assert set(read_particles(tmp_path / "align/particles.star").tomogram_names.tolist()) == {"A", "C"}
+
+    # Mended, the run goes on; a half map that was moved before and now stays is not left behind.
+    shutil.copy(three / "B.mrc", folder / "B.mrc")
+    (tmp_path / "average/maps/half2_registered.mrc").write_bytes(b"of the run before")
+    mended = run_step(AVERAGE_STEP, AverageParams(**shared), tmp_path / "average", options=QUIET)
+    assert mended.done == ("B",)
+    registered = tmp_path / "average/maps/half2_registered.mrc"
+    assert not registered.exists() or np.isfinite(read_mrc(registered)).all()

@@ -230,6 +230,9 @@ def _write_maps(maps: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> 
 
     from verglas.io.mrc import write_mrc
 
+    # An earlier run, of fewer series, may have moved a half map that now stays: nobody may take that one for it.
+    if "half2_registered" not in maps:
+        (folder / "maps/half2_registered.mrc").unlink(missing_ok=True)
     for name, volume in maps.items():
         array = volume.to(torch.float32).cpu().numpy()
         write_mrc(folder / f"maps/{name}.mrc", array, voxel_size_angstrom=pixel)
