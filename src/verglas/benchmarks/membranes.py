@@ -47,6 +47,7 @@ def run(quick: bool) -> Iterator[Figure]:
         "snr_0.03": Look((ARC,), 0.03),
         "bezier_0.1": Look((BEZIER,), 0.1),
         "two_0.1": Look(PAIR, 0.1),
+        "asymmetric_0.1": Look((ARC,), 0.1, outer=(5.0, 0.7)),
         "coloured_0.1": Look((ARC,), 0.1, coloured=True),
         "ctf_0.1": Look((ARC,), 0.1, ctf=True),
         "protein_0.5": Look((ARC,), 0.5, protein=True),
