@@ -24,7 +24,10 @@ SAMPLE = 200
 """Particles of a class from which its profiles are found."""
 
 _WIDTH, _WIDTH_WITH_CTF = 1.5, 2.5
-"""To how many leaflet distances a membrane reaches; with fringes of the transfer function farther."""
+"""To how many leaflet distances a membrane reaches at least; with fringes of the transfer function farther."""
+
+_CLEAR = 3.2
+"""Widths of a leaflet beyond which nothing is left of it."""
 
 
 def build_maps(records: "list[MembraneRecord]", box: int, pixel: float, *, ctf: bool) -> "CurveMaps":
@@ -38,7 +41,9 @@ def build_maps(records: "list[MembraneRecord]", box: int, pixel: float, *, ctf: 
         control = None if one.control_yx is None else np.array(one.control_yx)
         arc = Arc(one.centre_yx, one.theta_deg, one.kappa)
         shapes.append(scale_shape(arc, control, size=one.size or box, box=box, factor=factor))
-        widths.append((_WIDTH_WITH_CTF if ctf else _WIDTH) * one.distance * factor)
+        # The baseline is taken from beyond the wider leaflet.
+        width = max(_WIDTH * one.distance, one.distance + _CLEAR * max(one.sigma1, one.sigma2))
+        widths.append(max(width, _WIDTH_WITH_CTF * one.distance if ctf else 0.0) * factor)
     return map_curves(shapes, widths, box)
 
 

@@ -21,6 +21,8 @@ FloatArray = npt.NDArray[np.float64]
 
 _ROUNDS = 25
 _ENOUGH = 1e-6
+_BEYOND = 0.2
+"""How far a cubic goes on beyond its ends, in its parameter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +57,37 @@ class Shape:
 
     def trace(self, reach: float) -> FloatArray:
         """Return points `(m, 2)` of the curve, a pixel apart, continued by `reach` pixels beyond a Bézier's ends."""
-        if self.control_yx is None:
-            return self.arc.trace(reach)
-        path = evaluate_bezier(self.control_yx, np.linspace(0, 1, 200))
-        return resample_path(extend_path(path, reach), 1.0, closed=False)
+        return self._continue(reach)[0]
 
     def locate(self, points_yx: FloatArray, reach: float) -> tuple[FloatArray, FloatArray]:
         """Return distance and position, pixels from the curve's middle, of points `(n, 2)`."""
         if self.control_yx is None:
             return self.arc.locate(points_yx)
-        path = self.trace(reach)
+        path, middle = self._continue(reach)
         distance, position, _ = locate_on_path(path, points_yx, closed=False)
-        return distance, position - (len(path) - 1) / 2
+        return distance, position - middle
+
+    def _continue(self, reach: float) -> tuple[FloatArray, float]:
+        """Return the path, and where on it the curve's own middle lies.
+
+        An average shows what lies in its window; turned particles show more. There the cubic goes on a little way,
+        and from then on straight.
+        """
+        if self.control_yx is None:
+            return self.arc.trace(reach), 0.0
+        beyond = _BEYOND if reach > 0 else 0.0
+        path = evaluate_bezier(self.control_yx, np.linspace(-beyond, 1 + beyond, 200))
+        own = evaluate_bezier(self.control_yx, np.linspace(0, 1, 200))
+        before = evaluate_bezier(self.control_yx, np.linspace(-beyond, 0, 40))
+        middle = _length(before) + _length(own) / 2
+        if reach > 0:
+            path = extend_path(path, reach)
+            middle += np.ceil(max(2.0, reach))
+        return resample_path(path, 1.0, closed=False), float(middle)
+
+
+def _length(path: FloatArray) -> float:
+    return float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
 
 
 def _explain(
