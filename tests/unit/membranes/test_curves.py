@@ -154,6 +154,6 @@ def test_a_vesicle_is_traced_and_taken_out() -> None:
     assert found.closed
     assert (model * membrane).sum() / (membrane**2).sum() == pytest.approx(1, abs=0.05)
     assert np.sqrt(((model - membrane) ** 2).sum() / (membrane**2).sum()) < 0.15
-    assert np.abs(model[np.abs(distance) > 22]).max() == 0
+    assert np.abs(model[np.abs(distance) > 24]).max() == 0
     masked = trace_membranes(image, 3.0, mask=(np.abs(distance) < 6).astype(float))
     assert [one.closed for one in masked] == [True]
