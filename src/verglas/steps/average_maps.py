@@ -96,7 +96,7 @@ def average_halves(
     symmetry
         `(g, 3, 3)` operations of the point group.
     """
-    from verglas.algo.averaging.halves import correlate_halves, filter_average, reconstruct_half
+    from verglas.algo.averaging.halves import correlate_halves, filter_average, reconstruct_half, spread_cones
     from verglas.algo.averaging.registration import move_map, register_halves, stay_put
 
     box, pixel = size.box, size.pixel_size_angstrom
@@ -117,9 +117,10 @@ def average_halves(
         diameter_fraction=size.diameter_fraction,
         solvent_factor=factor,
     )
+    correlation = spread_cones(curves, len(halves[0].weights), pixel)
     for number, half in enumerate(halves, 1):
-        maps[f"half{number}_filtered"] = filter_average(half, curves, box, pixel, whole=False)
-    maps["average"] = filter_average(halves[0] + halves[1], curves, box, pixel, whole=True)
+        maps[f"half{number}_filtered"] = filter_average(half, correlation, box, whole=False)
+    maps["average"] = filter_average(halves[0] + halves[1], correlation, box, whole=True)
     return AverageMaps(
         maps, curves, (first, second), registration, len(symmetry), size.diameter_fraction, warnings
     )
@@ -167,12 +168,13 @@ def average_all(halves: "tuple[HalfSums, HalfSums]", size: MapSize, previous: Av
     previous
         The average before.
     """
-    from verglas.algo.averaging.halves import filter_average, reconstruct_half
+    from verglas.algo.averaging.halves import filter_average, reconstruct_half, spread_cones
 
     both = halves[0] + halves[1]
     box, pixel = size.box, size.pixel_size_angstrom
+    correlation = spread_cones(previous.curves, len(both.weights), pixel)
     maps = {
-        "average": filter_average(both, previous.curves, box, pixel, whole=True),
+        "average": filter_average(both, correlation, box, whole=True),
         "unfiltered": reconstruct_half(both, box),
         **previous.maps,
     }

@@ -14,6 +14,7 @@ from verglas.algo.averaging.halves import (
     correlate_halves,
     filter_average,
     reconstruct_half,
+    spread_cones,
 )
 from verglas.algo.averaging.reference import (
     centre_mass,
@@ -249,7 +250,7 @@ def test_halves_of_signal_keep_it_and_halves_of_noise_lose_it(noisy):
     curves = correlate_halves(*maps, PIXEL, mask)
     assert curves.resolution() < 40
     assert curves.cones.shape == (37, BOX // 2 + 1)
-    whole = filter_average(halves[0] + halves[1], curves, BOX, PIXEL, whole=True)
+    whole = filter_average(halves[0] + halves[1], spread_cones(curves, 2 * BOX, PIXEL), BOX, whole=True)
     _, against = fourier_shell_correlation(whole, draw_body(BOX), PIXEL, mask)
     assert float(against[2:7].min()) > 0.9
 
@@ -257,7 +258,7 @@ def test_halves_of_signal_keep_it_and_halves_of_noise_lose_it(noisy):
     lost = [average(source, positions[i::2] + 500, shuffled[i::2]) for i in (0, 1)]
     nothing = correlate_halves(*(reconstruct_half(half, BOX) for half in lost), PIXEL, mask)
     assert nothing.resolution() > 60
-    left = filter_average(lost[0] + lost[1], nothing, BOX, PIXEL, whole=True)
+    left = filter_average(lost[0] + lost[1], spread_cones(nothing, 2 * BOX, PIXEL), BOX, whole=True)
     raw = reconstruct_half(lost[0] + lost[1], BOX)
     fine = torch.fft.rfftn(left)[8:24].abs().mean() / torch.fft.rfftn(raw)[8:24].abs().mean()
     assert float(fine) < 0.1

@@ -11,7 +11,13 @@ import torch
 
 from tests.unit.averaging.cases import PIXEL, draw_body, make_series
 from verglas.algo.averaging.alignment import Reference, align_particles, plan_search
-from verglas.algo.averaging.halves import HalfSums, correlate_halves, filter_average, reconstruct_half
+from verglas.algo.averaging.halves import (
+    HalfSums,
+    correlate_halves,
+    filter_average,
+    reconstruct_half,
+    spread_cones,
+)
 from verglas.algo.averaging.reference import share_low_resolution
 from verglas.algo.averaging.sums import open_source, sum_particles
 from verglas.algo.averaging.transfer import TransferModel
@@ -63,7 +69,8 @@ def run_cycles(seed, *, leak=False):
         if leak:
             references, finest = [maps[0] + maps[1]] * 2, 30.0
         else:
-            filtered = (filter_average(half, curves, BOX, PIXEL, whole=False) for half in halves)
+            correlation = spread_cones(curves, 2 * BOX, PIXEL)
+            filtered = (filter_average(half, correlation, BOX, whole=False) for half in halves)
             references = list(share_low_resolution(*filtered, PIXEL, SHARED))
             finest = min(curves.resolution(), SHARED)
     return curves

@@ -1,6 +1,7 @@
 """Crops of particles, and what reaches them."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +16,14 @@ from tests.unit.averaging.cases import (
     open_views,
     view_matrix,
 )
+from verglas.algo.averaging.sums import open_source
 from verglas.algo.averaging.transfer import TransferModel, compute_transfer, find_heights, measure_noise
 from verglas.algo.averaging.views import cut_particles
 from verglas.model import LocalField
 from verglas.ops.ctf import ctf_1d
 from verglas.ops.dose import critical_exposure
+from verglas.ops.fft import rfft_crop
+from verglas.ops.kernels import transfer_slices
 from verglas.ops.projection import slices_to_images
 
 BOX = 32
@@ -138,3 +142,46 @@ def test_noise_is_the_mean_power_of_white_noise():
     noise = measure_noise(torch.fft.rfft2(images))
     np.testing.assert_allclose(noise[0, 2:15], 9 * BOX**2, rtol=0.1)
     assert set(noise[1].tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("size", [BOX, 20])
+def test_weighed_crops_are_centred_ones_times_their_transfer(size):
+    positions, rotations = draw_poses(5)
+    views = open_views(positions, rotations, noise=0.1)
+    series = replace(
+        views.series,
+        defocus_u_angstrom=views.series.defocus_u_angstrom + np.where(np.arange(13) == 4, np.nan, 0.0),
+        defocus_v_angstrom=views.series.defocus_v_angstrom - 4000.0,
+        defocus_angle_deg=np.linspace(-80.0, 90.0, 13),
+        phase_shift_deg=np.linspace(0.0, 90.0, 13),
+    )
+    views = replace(views, series=series)
+    positions = torch.cat([positions, torch.tensor([[4000.0, 0, 0]], dtype=torch.float64)])
+    for model in (TransferModel(ice_thickness_angstrom=1500.0), TransferModel(ctf=False)):
+        source = open_source(views, positions, BOX, model)
+        slices, squares = source.cut(positions, size)
+        plain, seen = cut_particles(views, positions, BOX)
+        heights = find_heights(views, positions)
+        transfer = compute_transfer(views, heights, size, PIXEL * BOX / size, model) * seen[..., None, None]
+        expected = rfft_crop(plain, (BOX, BOX), (size, size)) * transfer
+        # A row and a column at Nyquist hold two frequencies each and are used nowhere.
+        inner = torch.arange(size) != size // 2
+        for found, wanted in ((slices, expected), (squares, transfer.square())):
+            np.testing.assert_allclose(
+                found[:, :, inner, :-1], wanted[:, :, inner, :-1], atol=2e-4 * float(wanted.abs().max())
+            )
+
+
+def test_weighing_kernel_and_plain_torch_agree():
+    rng = torch.Generator().manual_seed(3)
+    slices = torch.randn(3, 2, 16, 9, dtype=torch.complex64, generator=rng)
+    shifts = torch.randn(3, 2, 2, dtype=torch.float64, generator=rng)
+    phases = torch.randn(3, 2, 5, dtype=torch.float64, generator=rng)
+    factors = torch.rand(2, 16, 9, generator=rng)
+    seen = torch.tensor([[True, False], [True, True], [True, True]])
+    again = slices.clone()
+    squares = transfer_slices.move_and_weigh(slices, shifts, phases, factors, seen)
+    plain = transfer_slices.move_and_weigh_reference(again, shifts, phases, factors, seen)
+    np.testing.assert_allclose(slices, again, atol=1e-5)
+    np.testing.assert_allclose(squares, plain, atol=1e-6)
+    assert not slices[0, 1].abs().any()

@@ -205,37 +205,73 @@ def correlate_halves(
     )
 
 
+def spread_cones(
+    curves: Curves, size: int, pixel_size_angstrom: float
+) -> Float[Tensor, "padded padded padded_half"]:
+    """Give every Fourier voxel the correlation of its shell, averaged over the cones around its direction.
+
+    It falls to nothing behind each cone's limit: the mean of the one-bit and half-bit curves.
+
+    Parameters
+    ----------
+    curves
+        Of the half maps.
+    size
+        Side N of the transform.
+    pixel_size_angstrom
+        Of a voxel of the map.
+
+    Returns
+    -------
+    Tensor
+        `(N, N, N // 2 + 1)`, 0 to 1, origin at index 0.
+    """
+    cones, frequency = _cut_cones(curves), curves.frequency
+    device = cones.device
+    axis = torch.fft.fftfreq(size, pixel_size_angstrom, device=device)
+    half = torch.fft.rfftfreq(size, pixel_size_angstrom, device=device)
+    axes = torch.nn.functional.normalize(cone_axes().to(device), dim=-1)
+    spread = float(np.deg2rad(18.0))
+    step = float(frequency[1])
+    volume = cones.new_zeros(size, size, len(half))
+    for plane, z in zip(volume, axis, strict=True):
+        radius = (half**2 + axis[:, None] ** 2 + z**2).sqrt()
+        within = radius <= frequency[-1]
+        row, column = within.nonzero(as_tuple=True)
+        places = torch.stack([half[column], axis[row], z.expand(len(row))], dim=-1)
+        distance = radius[within]
+        cosines = ((places / distance.clamp(min=1e-12)[:, None]) @ axes.T).abs().clamp(max=1)
+        near = torch.exp(-0.5 * (torch.acos(cosines) / spread) ** 2)
+        place = (distance / step).clamp(max=len(frequency) - 1.001)
+        low = place.long()
+        part = (place - low)[:, None]
+        values = cones.T[low] * (1 - part) + cones.T[low + 1] * part
+        plane[within] = (near * values).sum(-1) / near.sum(-1)
+    return volume
+
+
 def filter_average(
-    half: HalfSums,
-    curves: Curves,
-    box: int,
-    pixel_size_angstrom: float,
-    *,
-    whole: bool,
+    half: HalfSums, correlation: Float[Tensor, "padded padded padded_half"], box: int, *, whole: bool
 ) -> Float[Tensor, "z y x"]:
     """Filter the map of a half set, or of both together, by the single-particle Wiener filter.
 
     Every Fourier voxel is multiplied by 1 / (1 + (1 - F) / (2 F) · G / W) with F the correlation in its
-    direction, cut off where it falls below the mean of the one-bit and half-bit curves, W the thresholded weight
-    and G its smoothed form (equations 16, 17 and 32 of the emClarity tutorial; Sindelar and Grigorieff 2012).
+    direction, W the thresholded weight and G its smoothed form (equations 16, 17 and 32 of the emClarity tutorial;
+    Sindelar and Grigorieff 2012).
 
     Parameters
     ----------
     half
         Sum and weight.
-    curves
-        Of the half maps.
+    correlation
+        `(N, N, N // 2 + 1)` of `spread_cones`.
     box
         Side n of the map.
-    pixel_size_angstrom
-        Of a voxel.
     whole
         Whether `half` holds both half sets; a single one has half the signal to noise.
     """
     weights = _threshold(half.weights)
-    size = weights.shape[0]
-    reliable = _expand_cones(_cut_cones(curves), curves.frequency, size, pixel_size_angstrom)
-    signal_to_noise = (2.0 if whole else 1.0) * reliable / (1 - reliable).clamp(min=1e-3)
+    signal_to_noise = (2.0 if whole else 1.0) * correlation / (1 - correlation).clamp(min=1e-3)
     smooth = gaussian_filter(weights.cpu().numpy(), _SMOOTHING_VOXELS, mode=("wrap", "wrap", "nearest"))
     gain = signal_to_noise / (signal_to_noise + torch.from_numpy(smooth).to(weights) / weights)
     return reconstruct_from_slices(half.sums * gain.to(half.sums.real.dtype), weights, box, floor=0.0)
@@ -275,30 +311,3 @@ def _cut_cones(curves: Curves) -> Float[Tensor, "cones s"]:
     beyond = (curves.frequency - curves.cone_limits()[:, None]).clamp(min=0)
     scaled = scale_solvent(curves.cones, curves.solvent_factor)
     return scaled.clamp(0, 1) * torch.exp(-((beyond / _CUT_FALL) ** 2))
-
-
-def _expand_cones(
-    cones: Float[Tensor, "cones s"], frequency: Values, size: int, pixel_size_angstrom: float
-) -> Float[Tensor, "padded padded padded_half"]:
-    """Give every Fourier voxel the correlation of its shell, averaged over the cones around its direction."""
-    device = cones.device
-    axis = torch.fft.fftfreq(size, pixel_size_angstrom, device=device)
-    half = torch.fft.rfftfreq(size, pixel_size_angstrom, device=device)
-    axes = torch.nn.functional.normalize(cone_axes().to(device), dim=-1)
-    spread = float(np.deg2rad(18.0))
-    step = float(frequency[1])
-    planes = []
-    for z in axis:
-        places = torch.stack(
-            [half.expand(size, -1), axis[:, None].expand(-1, len(half)), z.expand(size, len(half))], dim=-1
-        )
-        radius = places.norm(dim=-1)
-        cosines = ((places / radius.clamp(min=1e-12)[..., None]) @ axes.T).abs().clamp(max=1)
-        near = torch.exp(-0.5 * (torch.acos(cosines) / spread) ** 2)
-        place = (radius / step).clamp(max=len(frequency) - 1.001)
-        low = place.long()
-        part = (place - low)[..., None]
-        values = cones.T[low] * (1 - part) + cones.T[low + 1] * part
-        plane = (near * values).sum(-1) / near.sum(-1)
-        planes.append(torch.where(radius <= frequency[-1], plane, 0.0))
-    return torch.stack(planes)

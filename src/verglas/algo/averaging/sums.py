@@ -12,12 +12,14 @@ from torch import Tensor
 from verglas.algo.averaging.transfer import (
     Transfer,
     TransferModel,
-    compute_transfer,
+    compute_factors,
+    describe_phases,
     find_heights,
     measure_noise,
 )
-from verglas.algo.averaging.views import ParticleSlices, SeriesViews, cut_particles
+from verglas.algo.averaging.views import ParticleSlices, SeriesViews, cut_particles, cut_windows
 from verglas.ops.fft import radial_frequency, rfft_crop
+from verglas.ops.kernels.transfer_slices import move_and_weigh
 from verglas.ops.projection import PaddedRfft, PaddedWeights, complete_planes, insert_slices, sum_permuted
 from verglas.ops.statistics import fourier_shells
 from verglas.ops.symmetry import split_group
@@ -110,14 +112,19 @@ class SeriesSource:
 
     def cut(self, positions_angstrom: Vectors, size: int) -> tuple[ParticleSlices, Transfer]:
         """Cut particles from the views: `ParticleSource.cut`."""
-        slices, seen = cut_particles(self.views, positions_angstrom, self.box)
+        slices, shifts, seen = cut_windows(self.views, positions_angstrom, self.box)
         if size < self.box:
-            slices = rfft_crop(slices, (self.box, self.box), (size, size))
-        pixel = self.pixel_size_angstrom * self.box / size
+            slices = rfft_crop(slices, (self.box, self.box), (size, size)).contiguous()
+        side = self.pixel_size_angstrom * self.box
         heights = find_heights(self.views, positions_angstrom)
-        transfer = compute_transfer(self.views, heights, size, pixel, self.model)
-        shown = transfer * seen[..., None, None]
-        return slices * shown, transfer * shown
+        squares = move_and_weigh(
+            slices,
+            shifts / self.box,
+            describe_phases(self.views, heights, side, self.model),
+            compute_factors(self.views, size, side / size, self.model),
+            seen,
+        )
+        return slices, squares
 
 
 def open_source(
@@ -164,8 +171,8 @@ def weight_particles(
     """
     size = size or source.box
     slices, squares = source.cut(positions_angstrom, size)
-    noise = source.noise[:, fourier_shells((size, size), slices.device)]
-    return slices / noise, squares / noise
+    precision = 1 / source.noise[:, fourier_shells((size, size), slices.device)]
+    return slices.mul_(precision), squares.mul_(precision)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

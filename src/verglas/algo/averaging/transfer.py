@@ -1,5 +1,6 @@
 """What the microscope lets through of each particle in each view, and the noise beside it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from verglas.ops.ctf import ctf_2d
 from verglas.ops.dose import exposure_filter, view_weights
 from verglas.ops.statistics import fourier_shells
 from verglas.shapes import Vectors
+from verglas.units import ANGSTROM_PER_MILLIMETRE
 
 Transfer = Float[Tensor, "particles views y kx"]
 """`(p, v, n, n // 2 + 1)` amplitudes."""
@@ -55,6 +57,72 @@ def find_defocus(views: SeriesViews, heights_angstrom: ViewHeights) -> tuple[Vie
     return u, v
 
 
+def compute_factors(
+    views: SeriesViews, box: int, pixel_size_angstrom: float, model: TransferModel
+) -> Float[Tensor, "views y kx"]:
+    """Amplitude with which each frequency reaches each view, whatever the particle: dose and thickness.
+
+    Parameters are those of `compute_transfer`.
+
+    Returns
+    -------
+    Tensor
+        `(v, n, n // 2 + 1)` float32.
+    """
+    series = views.series
+    factors = torch.ones(len(series), box, box // 2 + 1)
+    if model.dose:
+        exposures = torch.tensor(series.pre_exposure_e_per_a2, dtype=torch.float32)
+        factors = factors * exposure_filter(
+            (box, box), pixel_size_angstrom, exposures, series.optics.voltage_kv
+        )
+    if model.ice_thickness_angstrom:
+        shares = view_weights(
+            torch.tensor(series.beam_cosines),
+            torch.tensor(series.exposure_e_per_a2),
+            model.ice_thickness_angstrom,
+        )
+        factors = factors * shares.to(factors)[:, None, None]
+    return factors.to(views.images.device)
+
+
+def describe_phases(
+    views: SeriesViews, heights_angstrom: ViewHeights, side_angstrom: float, model: TransferModel
+) -> Float[Tensor, "particles views 5"]:
+    """Describe the transfer functions of `compute_transfer` by their phases k·Q·k + a |k|⁴ + φ.
+
+    Parameters
+    ----------
+    views
+        The views.
+    heights_angstrom
+        `(p, v)` of `find_heights`.
+    side_angstrom
+        Of the crops.
+    model
+        What is accounted for.
+
+    Returns
+    -------
+    Tensor
+        `(p, v, 5)` Qxx, Qxy, Qyy, a and φ for k in pixels of the crops' transforms; 0 and φ = π / 2 without a
+        transfer function. float64.
+    """
+    series, optics = views.series, views.series.optics
+    absent = heights_angstrom.new_tensor([0.0, 0.0, 0.0, 0.0, math.pi / 2])
+    known = torch.from_numpy(np.isfinite(series.mean_defocus_angstrom) & model.ctf)
+    u, v = find_defocus(views, heights_angstrom)
+    mean, half = (u + v) / 2, (u - v) / 2
+    twice = 2 * torch.deg2rad(torch.from_numpy(np.nan_to_num(series.defocus_angle_deg)))
+    length = optics.wavelength_angstrom
+    form = torch.stack([mean + half * twice.cos(), 2 * half * twice.sin(), mean - half * twice.cos()], dim=-1)
+    quartic = -0.5 * math.pi * optics.cs_mm * ANGSTROM_PER_MILLIMETRE * length**3 / side_angstrom**4
+    start = torch.deg2rad(torch.tensor(series.phase_shift_deg)) + math.asin(optics.amplitude_contrast)
+    rest = torch.stack([torch.full_like(start, quartic), start], dim=-1).expand(len(u), -1, -1)
+    phases = torch.cat([form * (math.pi * length / side_angstrom**2), rest], dim=-1)
+    return torch.where(known[:, None], phases, absent)
+
+
 def compute_transfer(
     views: SeriesViews,
     heights_angstrom: ViewHeights,
@@ -78,20 +146,7 @@ def compute_transfer(
         What is accounted for. A view without defocus counts as without CTF.
     """
     series, device = views.series, views.images.device
-    factors = torch.ones(len(series), box, box // 2 + 1)
-    if model.dose:
-        exposures = torch.tensor(series.pre_exposure_e_per_a2, dtype=torch.float32)
-        factors = factors * exposure_filter(
-            (box, box), pixel_size_angstrom, exposures, series.optics.voltage_kv
-        )
-    if model.ice_thickness_angstrom:
-        shares = view_weights(
-            torch.tensor(series.beam_cosines),
-            torch.tensor(series.exposure_e_per_a2),
-            model.ice_thickness_angstrom,
-        )
-        factors = factors * shares.to(factors)[:, None, None]
-    factors = factors.to(device)
+    factors = compute_factors(views, box, pixel_size_angstrom, model)
     known = np.isfinite(series.mean_defocus_angstrom)
     if not (model.ctf and known.any()):
         return factors.expand(len(heights_angstrom), -1, -1, -1)

@@ -1,5 +1,6 @@
 """The views of a series in memory, and what each shows of each particle."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from verglas.ops.fft import rescale_images, shift_transforms
 from verglas.ops.geometry import projection_matrices
 from verglas.ops.local_field import evaluate_field
 from verglas.ops.masks import soft_sphere_mask
-from verglas.ops.projection import images_to_slices
 from verglas.shapes import Affines, Image, Vectors
 
 ParticleSlices = Complex[Tensor, "particles views y kx"]
@@ -109,10 +109,11 @@ def invert_views(images: Iterable[Image], series: TiltSeries, pixel_size_angstro
     stack: Tensor | None = None
     for row, image in enumerate(images):
         small = rescale_images(image.to(torch.float32), (height, width))
-        small = (small.mean() - small) / small.std().clamp(min=1e-12)
         if stack is None:
             stack = small.new_empty((len(series), height, width))
-        stack[row] = small
+        torch.sub(small.mean(), small, out=stack[row])
+        # The deviation by its norm: `std` is ten times slower.
+        stack[row] /= (torch.linalg.vector_norm(stack[row]) / math.sqrt(small.numel() - 1)).clamp(min=1e-12)
     if stack is None:
         raise ValueError("`images` must hold at least one view")
     pixel = series.pixel_size_angstrom
@@ -153,7 +154,23 @@ def _lies_within(places: Tensor, views: SeriesViews, box: int) -> Bool[Tensor, "
 def cut_particles(
     views: SeriesViews, positions_angstrom: Vectors, box: int
 ) -> tuple[ParticleSlices, Bool[Tensor, "particles views"]]:
-    """Cut particles from the views, centred to a fraction of a pixel.
+    """Cut particles from the views, centred to a fraction of a pixel: `cut_windows`, moved.
+
+    Returns
+    -------
+    slices
+        `(p, v, n, n // 2 + 1)`.
+    seen
+        `(p, v)` of `tell_seen`; what is not seen is zero.
+    """
+    slices, shifts, seen = cut_windows(views, positions_angstrom, box)
+    return shift_transforms(slices, (box, box), shifts), seen
+
+
+def cut_windows(
+    views: SeriesViews, positions_angstrom: Vectors, box: int
+) -> tuple[ParticleSlices, Float[Tensor, "particles views 2"], Bool[Tensor, "particles views"]]:
+    """Cut the windows of the views that hold particles, and tell how these are to be moved to be centred.
 
     Of each crop a disc that nearly fills it is kept, with a soft edge and without its mean. Where it reaches
     beyond the view there is nothing.
@@ -170,7 +187,9 @@ def cut_particles(
     Returns
     -------
     slices
-        `(p, v, n, n // 2 + 1)`.
+        `(p, v, n, n // 2 + 1)`, origin the crop's first pixel.
+    shifts
+        `(p, v, 2)` yx pixels, that bring the particle to the origin; float64.
     seen
         `(p, v)` of `tell_seen`; what is not seen is zero.
     """
@@ -182,16 +201,15 @@ def cut_particles(
     seen = _lies_within(places, views, box)
     device = images.device
     disc = soft_sphere_mask((box, box), reach, _FALL_PX, device=device).to(images.dtype)
-    crops, discs = _cut_windows(images, first.to(device), disc)
+    crops, discs = _copy_windows(images, first.to(device), disc)
     discs = discs * seen[..., None, None].to(device)
     means = (crops * discs).sum((-2, -1), keepdim=True) / discs.sum((-2, -1), keepdim=True).clamp(min=1)
     crops = crops.sub_(means).mul_(discs)
-    shifts = (nearest - places).flip(-1).to(device)
-    slices = shift_transforms(images_to_slices(crops), (box, box), shifts)
-    return slices, seen.to(device)
+    shifts = (nearest - places).flip(-1).to(device) - box // 2
+    return torch.fft.rfft2(crops), shifts, seen.to(device)
 
 
-def _cut_windows(
+def _copy_windows(
     images: Image, first: Int[Tensor, "particles views 2"], disc: Float[Tensor, "box box"]
 ) -> tuple[Tensor, Tensor]:
     """Cut `(p, v, n, n)` windows that begin at `first` (xy), and of the disc what lies within the view."""
