@@ -19,6 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 
 PIXEL = 2.0
 _FAR = 60.0
+_FRINGES = 96
 
 
 def sample_arc(centre_xy: tuple[float, float], theta_deg: float, kappa: float, half: float) -> FloatArray:
@@ -55,11 +56,13 @@ def measure_distance(path_xy: FloatArray, points_xy: FloatArray) -> FloatArray:
     return np.asarray(distance * side)
 
 
-def bilayer(distance: FloatArray, gap: float, sigma1: float, sigma2: float) -> FloatArray:
-    """Two Gaussians of height 1."""
+def bilayer(
+    distance: FloatArray, gap: float, sigma1: float, sigma2: float, height2: float = 1.0
+) -> FloatArray:
+    """Two Gaussians, of height 1 unless the one at positive distance has another."""
     return np.asarray(
         np.exp(-0.5 * ((distance + gap / 2) / sigma1) ** 2)
-        + np.exp(-0.5 * ((distance - gap / 2) / sigma2) ** 2)
+        + height2 * np.exp(-0.5 * ((distance - gap / 2) / sigma2) ** 2)
     )
 
 
@@ -79,6 +82,10 @@ class Look:
         Whether a transfer function is applied.
     protein
         Whether a blob of the membrane's contrast lies on it.
+    gap, sigma
+        Distance of the leaflets and their width, pixels.
+    outer
+        Width and height of the leaflet on the side of positive distances, where it differs.
     """
 
     curves: tuple[FloatArray, ...]
@@ -88,6 +95,13 @@ class Look:
     protein: bool = False
     gap: float = 20.0
     sigma: float = 4.0
+    outer: tuple[float, float] | None = None
+
+    def draw(self, points: FloatArray) -> FloatArray:
+        """Return the grey `(n,)` of all membranes at points `(n, 2)` xy of the class."""
+        width, height = self.outer or (self.sigma, 1.0)
+        distances = [measure_distance(path, points) for path in self.curves]
+        return np.sum([bilayer(one, self.gap, self.sigma, width, height) for one in distances], axis=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +124,19 @@ def make_case(folder: Path, look: Look, *, count: int, box: int = 192, seed: int
     defocus = rng.uniform(12000, 24000, count)
     membranes = np.empty((count, box, box))
     proteins = np.zeros((count, box, box))
+    # Fringes come from beyond the box too, as a micrograph does not end there.
+    wide = box + _FRINGES if look.ctf else box
+    first = wide // 2 - box // 2
+    inner = (slice(first, first + box), slice(first, first + box))
     for n in range(count):
-        reference = _reference_points(box, psi[n], origin[n])
-        grey = sum(
-            bilayer(measure_distance(path, reference), look.gap, look.sigma, look.sigma)
-            for path in look.curves
-        )
-        membranes[n] = scales[n] * np.reshape(grey, (box, box))
+        reference = _reference_points(wide, psi[n], origin[n])
+        parts = [look.draw(reference)]
+        parts += [_draw_protein(look.curves[0], reference, rng)] if look.protein else []
+        drawn = [scales[n] * part.reshape(wide, wide) for part in parts]
+        drawn = [_apply_ctf(one, defocus[n]) for one in drawn] if look.ctf else drawn
+        membranes[n] = drawn[0][inner]
         if look.protein:
-            proteins[n] = scales[n] * _draw_protein(look.curves[0], reference, rng).reshape(box, box)
-        if look.ctf:
-            membranes[n], proteins[n] = (_apply_ctf(one, defocus[n]) for one in (membranes[n], proteins[n]))
+            proteins[n] = drawn[1][inner]
     noise = rng.normal(0, np.sqrt(membranes.var(axis=(1, 2)).mean() / look.snr), (count, box, box))
     if look.coloured:
         noise = np.array([_colour(one) for one in noise])
@@ -206,11 +222,7 @@ def _write_average(case: Case, look: Look, rng: np.random.Generator) -> None:
     """Write an average as a classification gives it: the membrane in the frame of the class, with some noise."""
     box = case.images.shape[-1]
     points = _reference_points(box, 0.0, np.zeros(2))
-    grey = np.sum(
-        [bilayer(measure_distance(path, points), look.gap, look.sigma, look.sigma) for path in look.curves],
-        axis=0,
-    )
-    image = grey.reshape(box, box) + rng.normal(0, 0.15, (box, box))
+    image = look.draw(points).reshape(box, box) + rng.normal(0, 0.15, (box, box))
     write_mrc(
         case.folder / "averages.mrcs",
         image[None].astype(np.float32),

@@ -40,13 +40,14 @@ PAIR = (sample_arc((-34, 0), 8, 0.002, 220), sample_arc((34, 4), 172, 0.003, 220
 def run(quick: bool) -> Iterator[Figure]:
     """Measure averages, then subtract from particles of growing difficulty."""
     yield from _analyze(3 if quick else 12)
-    count = 24 if quick else 200
+    count = 24 if quick else 100
     looks: dict[str, Look] = {
         "snr_0.5": Look((ARC,), 0.5),
         "snr_0.1": Look((ARC,), 0.1),
         "snr_0.03": Look((ARC,), 0.03),
         "bezier_0.1": Look((BEZIER,), 0.1),
         "two_0.1": Look(PAIR, 0.1),
+        "asymmetric_0.1": Look((ARC,), 0.1, outer=(5.0, 0.7)),
         "coloured_0.1": Look((ARC,), 0.1, coloured=True),
         "ctf_0.1": Look((ARC,), 0.1, ctf=True),
         "protein_0.5": Look((ARC,), 0.5, protein=True),
@@ -62,7 +63,7 @@ def run(quick: bool) -> Iterator[Figure]:
 
 
 def _analyze(count: int) -> Iterator[Figure]:
-    """Analyse averages of 128 pixels with noise 0.15 of a leaflet's height."""
+    """Analyse averages of 128 pixels with noise 0.15 of a leaflet's height; leaflets differ in width."""
     rng = np.random.default_rng(3)
     size = 128
     y, x = (one.ravel() - size // 2 for one in np.mgrid[:size, :size])
@@ -70,22 +71,25 @@ def _analyze(count: int) -> Iterator[Figure]:
     errors = []
     for number in range(count):
         theta, kappa = rng.uniform(0, 180), float(rng.uniform(-0.008, 0.008)) * (number > 0)
-        gap, sigma = rng.uniform(14, 22), rng.uniform(3, 4.5)
+        gap, sigmas = rng.uniform(14, 22), rng.uniform(3, 4.5, 2)
         centre = rng.uniform(-8, 8, 2)
         path = sample_arc((centre[0], centre[1]), theta, kappa, 150)
         distance = measure_distance(path, points)
-        image = bilayer(distance, gap, sigma, sigma).reshape(size, size) + rng.normal(0, 0.15, (size, size))
+        grey = bilayer(distance, gap, sigmas[0], sigmas[1]).reshape(size, size)
+        image = grey + rng.normal(0, 0.15, (size, size))
         found = analyze_average(image, PIXEL, shape="arc")[0]
         arc = found.shape.arc
         foot = int(np.argmin(((path[:, ::-1] + size // 2 - np.array(arc.centre_yx)) ** 2).sum(axis=1)))
         ahead = path[min(foot + 1, len(path) - 1)] - path[max(foot - 1, 0)]
         angle = np.rad2deg(np.arctan2(ahead[0], ahead[1])) - arc.theta_deg
         leaflets = found.leaflets
+        same_side = (arc.locate(points[:, ::-1] + size // 2)[0] * distance).sum() > 0
+        widths = np.array([leaflets.sigma1, leaflets.sigma2])[:: 1 if same_side else -1]
         errors.append(
             (
                 abs((angle + 90) % 180 - 90),
                 abs(leaflets.distance - gap),
-                max(abs(leaflets.sigma1 / sigma - 1), abs(leaflets.sigma2 / sigma - 1)),
+                float(np.abs(widths / sigmas - 1).max()),
                 abs(abs(arc.kappa) - abs(kappa)),
             )
         )

@@ -117,23 +117,38 @@ def draw_pairs(
     lowpass_angstrom
         Resolution to which the picture is smoothed.
     """
-    count = len(pairs)
-    with house_style():
-        figure = make_figure(PAGE_INCHES, 3 * PAGE_INCHES / max(count, 4))
-        for column, (before, after) in enumerate(pairs):
-            shown = [
+    shown = np.array(
+        [
+            [
                 lowpass_image(one, pixel_size_angstrom, lowpass_angstrom)
                 for one in (before, before - after, after)
             ]
-            low, high = np.percentile(shown[0], (0.5, 99.5))
-            for row, (image, name) in enumerate(zip(shown, ("before", "taken out", "after"), strict=True)):
-                axes = figure.add_subplot(3, max(count, 4), row * max(count, 4) + column + 1)
-                if row == 1:
-                    image = image + (low + high) / 2
-                axes.imshow(image, vmin=low, vmax=high)
-                if not column:
-                    label_image(axes, name)
-                if not column and not row:
-                    draw_scale_bar(axes, image.shape[1], pixel_size_angstrom)
-                axes.set_axis_off()
+            for before, after in pairs
+        ]
+    )
+    limits = np.percentile(shown[:, 0], (0.5, 99.5), axis=(1, 2))
+    low, high = limits[..., None, None]
+    shown[:, 1] += (low + high) / 2
+    # Every particle has its own range of grey.
+    shown = np.clip((shown - low[:, None]) / np.maximum(high - low, 1e-30)[:, None], 0, 1)
+    count = max(len(pairs), 4)
+    with house_style():
+        figure = make_figure(PAGE_INCHES, 3 * PAGE_INCHES / count)
+        for row, name in enumerate(("before", "taken out", "after")):
+            axes = figure.add_subplot(3, 1, row + 1)
+            axes.imshow(_lay_in_a_row(shown[:, row], count), vmin=0, vmax=1)
+            label_image(axes, name)
+            if not row:
+                draw_scale_bar(axes, shown.shape[-1], pixel_size_angstrom)
+            axes.set_axis_off()
         save_figure(figure, path)
+
+
+def _lay_in_a_row(images: FloatArray, count: int) -> FloatArray:
+    """Lay images `(k, y, x)` beside each other, in one with place for `count`: one axes draws faster."""
+    height, width = images.shape[1:]
+    gap = max(1, width // 50)
+    row = np.full((height, count * (width + gap) - gap), np.nan)
+    for place, image in enumerate(images):
+        row[:, place * (width + gap) : place * (width + gap) + width] = image
+    return row

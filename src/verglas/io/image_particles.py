@@ -241,7 +241,9 @@ def write_star_particles(
     blocks = dict(table.source)
     rows = get_table(blocks, "particles", path).copy()
     rows["rlnImageOriginalName"] = list(table.names)
-    rows["rlnImageName"] = [_name(image) for image in images]
+    # The working directory is asked for once a stack, not once an image.
+    stacks = {path: project_path(path) for path in dict.fromkeys(image.path for image in images)}
+    rows["rlnImageName"] = [f"{(image.section or 0) + 1:06d}@{stacks[image.path]}" for image in images]
     if centred:
         rows = rows.drop(columns=[label for label in _PRIORS if label in rows])
         for label in _ORIGINS:
@@ -262,7 +264,8 @@ def write_cs_particles(
     assert not isinstance(table.source, dict)
     records = table.source.copy()
     fields = records.dtype.names or ()
-    paths = [project_path(image.path).encode() for image in images]
+    stacks = {path: project_path(path).encode() for path in dict.fromkeys(image.path for image in images)}
+    paths = [stacks[image.path] for image in images]
     longest = max(len(one) for one in paths)
     kind = records.dtype["blob/path"]
     if kind.kind == "S" and kind.itemsize < longest:
@@ -285,10 +288,6 @@ def write_cs_particles(
 
 def _describe_field(kind: np.dtype[Any]) -> tuple[Any, ...]:
     return (kind.base, kind.shape) if kind.shape else (kind,)
-
-
-def _name(image: ImageReference) -> str:
-    return f"{(image.section or 0) + 1:06d}@{project_path(image.path)}"
 
 
 def write_rows(table: ParticleTable, path: Path | str) -> None:

@@ -1,5 +1,6 @@
 """Models of the membranes of each class, made from the table of `membranes analyze` and from the particles."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,10 @@ SAMPLE = 200
 """Particles of a class from which its profiles are found."""
 
 _WIDTH, _WIDTH_WITH_CTF = 1.5, 2.5
-"""To how many leaflet distances a membrane reaches; with fringes of the transfer function farther."""
+"""To how many leaflet distances a membrane reaches at least; with fringes of the transfer function farther."""
+
+_CLEAR = 3.2
+"""Widths of a leaflet beyond which nothing is left of it."""
 
 
 def build_maps(records: "list[MembraneRecord]", box: int, pixel: float, *, ctf: bool) -> "CurveMaps":
@@ -37,7 +41,9 @@ def build_maps(records: "list[MembraneRecord]", box: int, pixel: float, *, ctf: 
         control = None if one.control_yx is None else np.array(one.control_yx)
         arc = Arc(one.centre_yx, one.theta_deg, one.kappa)
         shapes.append(scale_shape(arc, control, size=one.size or box, box=box, factor=factor))
-        widths.append((_WIDTH_WITH_CTF if ctf else _WIDTH) * one.distance * factor)
+        # The baseline is taken from beyond the wider leaflet.
+        width = max(_WIDTH * one.distance, one.distance + _CLEAR * max(one.sigma1, one.sigma2))
+        widths.append(max(width, _WIDTH_WITH_CTF * one.distance if ctf else 0.0) * factor)
     return map_curves(shapes, widths, box)
 
 
@@ -54,15 +60,21 @@ def start_class(records: "list[MembraneRecord]", maps: "CurveMaps", pixel: float
 
 def find_models(
     particles: "FlatParticles", records: "list[MembraneRecord]", box: int, path: Path, *, ctf: bool
-) -> "dict[int, ClassModel]":
-    """Find, or read from `path` where an item before did, the model of every class that has membranes."""
+) -> "tuple[dict[int, ClassModel], str]":
+    """Find, or read from `path` where an item before did, the model of every class that has membranes.
+
+    What is read must have been made from the same table, averages and stacks, whose digest is returned: a job that
+    was killed may go on with others. Every part would write the same, so it does not matter which does.
+    """
     from dataclasses import replace
 
     from verglas.algo.membranes.profiles import Profile
     from verglas.algo.membranes.sets import learn_class
 
     pixel = particles.table.particles.optics[0].pixel_size_angstrom
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    source = _digest(particles, records, ctf=ctf)
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = told["classes"] if told.get("made_from") == source else {}
     models = {}
     for number in sorted({one.average for one in records}):
         own = [one for one in records if one.average == number]
@@ -72,9 +84,9 @@ def find_models(
         maps = build_maps(own, box, pixel, ctf=ctf)
         start = start_class(own, maps, pixel)
         if str(number) in known:
-            told = known[str(number)]
-            profiles = tuple(Profile(np.array(one)) for one in told["profiles"])
-            models[number] = replace(start, profiles=profiles, spread=np.array(told["spread_px"]))
+            one = known[str(number)]
+            profiles = tuple(Profile(np.array(profile)) for profile in one["profiles"])
+            models[number] = replace(start, profiles=profiles, spread=np.array(one["spread_px"]))
             continue
         chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)]
         first = start
@@ -83,16 +95,29 @@ def find_models(
             return read_batch(particles, chosen, first, ctf=ctf)
 
         models[number] = learn_class(start, give)
-    if not path.exists():
-        told = {
+    if not known:
+        classes = {
             str(number): {
                 "profiles": [one.coefficients.tolist() for one in model.profiles],
                 "spread_px": model.spread.tolist(),
             }
             for number, model in models.items()
         }
-        write_text(path, json.dumps(told))
-    return models
+        write_text(path, json.dumps({"made_from": source, "classes": classes}))
+    return models, source
+
+
+def _digest(particles: "FlatParticles", records: "list[MembraneRecord]", *, ctf: bool) -> str:
+    """Digest of curves, poses, classes and transfer functions, and of the stacks' sizes and times."""
+    digest = hashlib.blake2b(digest_size=16)
+    table = particles.table.particles
+    for array in (table.angles_deg, table.origins_angstrom, table.ctf, particles.class_number):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for path in dict.fromkeys(image.path for image in table.images):
+        stat = path.stat()
+        digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode())
+    digest.update(repr((records, table.optics, ctf)).encode())
+    return digest.hexdigest()
 
 
 def read_batch(

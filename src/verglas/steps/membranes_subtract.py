@@ -55,7 +55,7 @@ class MembranesSubtractParams(Params):
 
 
 def list_items(params: MembranesSubtractParams) -> list[Item]:
-    """One item for 500 particles; each depends on all stacks of the sample that the profiles come from."""
+    """One item for 500 particles; it depends on their stacks, and profiles come from a sample of all."""
     from verglas.io.flat_particles import read_flat_particles
 
     check_exists(params.membranes, "table of membranes")
@@ -84,7 +84,7 @@ def run_item(item: Item, params: MembranesSubtractParams, context: Context) -> I
     table = particles.table.particles
     box = read_mrc_header(check_exists(table.images[0].path, "stack")).shape[-1]
     records = read_membranes(params.membranes)
-    models = find_models(particles, records, box, context.folder / "classes.json", ctf=params.ctf)
+    models, digest = find_models(particles, records, box, context.folder / "classes.json", ctf=params.ctf)
     rows = np.arange(*item.record)
     pixel = table.optics[table.optics_group[rows[0]]].pixel_size_angstrom
     kept = _Kept(len(rows), models)
@@ -105,7 +105,7 @@ def run_item(item: Item, params: MembranesSubtractParams, context: Context) -> I
             writer.write(kept.subtract(place, model, particle, absolute=params.scale == "absolute"))
     arrays = kept.pack()
     write_arrays(context.folder / f"parts/{item.name}.npz", arrays)
-    told = {"particles": len(rows), "subtracted": int((arrays["scale"] != 0).sum())}
+    told = {"particles": len(rows), "subtracted": int((arrays["scale"] != 0).sum()), "models": digest}
     return ItemResult((stack, f"parts/{item.name}.npz"), told)
 
 
@@ -160,11 +160,13 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
     """Write the table, and say how strong the membranes were and what is left on average."""
     from dataclasses import replace
 
+    from verglas.algo.membranes.particles import BOUND
     from verglas.figures.membranes import draw_fits, draw_subtracted
     from verglas.io.arrays import read_arrays
     from verglas.io.flat_particles import read_flat_particles, write_flat_particles
     from verglas.io.mrc_header import read_mrc_header
     from verglas.model import ImageReference
+    from verglas.steps.membranes_verdict import judge_membranes
 
     particles = read_flat_particles(params.particles)
     table = particles.table
@@ -211,7 +213,10 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
         ]
     mean = float(values["scale"][done].mean()) if done.any() else 0.0
     left = float(np.sqrt((after**2).sum() / max((before**2).sum(), 1e-30)))
+    seen = {name: one[done] for name, one in values.items()}
+    verdict = judge_membranes(**seen, left=left, bound=BOUND)
     told = {
+        "verdict": Value(verdict.sentence, "", "of the scales and of the mean grey across the membranes"),
         "particles": Value(len(rows), "", f"{int(done.sum())} of them with membranes"),
         "scale": Value(round(mean, 4), "", "of the class's membrane in a particle; the mean"),
         "scatter": Value(
@@ -229,7 +234,12 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
             "of the pixels near membranes held for something else and not fitted",
         ),
     }
-    warnings = []
+    warnings = list(verdict.faults)
+    if len({one.values["models"] for one in results.values()}) > 1:
+        warnings.append(
+            "stacks changed while the job was interrupted: not all particles were fitted with the same profiles; "
+            "run it again into a new folder"
+        )
     if not done.all():
         warnings.append(
             f"{int((~done).sum())} particles are of classes without membranes and were copied unchanged"

@@ -149,13 +149,16 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     proof, chosen = work.make_proof(maps, device), work.choose_proof(len(particles))
     averages = Averages(particles.angles_deg, maps.size)
     examples: list[npt.NDArray[np.float32]] = []
-    with create_mrc(
-        context.folder / stack,
-        (len(rows), box, box),
-        voxel_size_angstrom=maps.pixel_size_angstrom,
-        dtype=np.float16 if params.float16 else np.float32,
-        is_stack=True,
-    ) as writer:
+    with (
+        create_mrc(
+            context.folder / stack,
+            (len(rows), box, box),
+            voxel_size_angstrom=maps.pixel_size_angstrom,
+            dtype=np.float16 if params.float16 else np.float32,
+            is_stack=True,
+        ) as writer,
+        work.write_behind(writer) as write,
+    ):
         for batch in work.iterate_batches(particles, rows, model):
             done = work.subtract_batch(batch, particles, fits)
             work.add_proof(proof, batch, done, chosen)
@@ -164,12 +167,13 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
             if moves is not None or box != maps.size:
                 centres = np.zeros((len(batch.rows), 2)) if moves is None else moves[batch.rows]
                 images, outside = cut_windows(images, torch.from_numpy(centres), box)
-            writer.write(images.cpu().numpy())
+            write(images.cpu().numpy())
             values.append({**done.values, "outside": outside})
             if len(examples) < _EXAMPLES:
                 examples += _take_examples(batch.images, done.after, _EXAMPLES - len(examples))
     arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in values]) for name in values[0]}
-    arrays |= {"proof": proof.sums.cpu().numpy(), "sums": averages.sums, "weights": averages.weights}
+    sums, weights = averages.take_sums()
+    arrays |= {"proof": proof.sums.cpu().numpy(), "sums": sums, "weights": weights}
     arrays["examples"] = np.stack(examples)
     write_arrays(context.folder / f"parts/{item.name}.npz", arrays)
     told = {"particles": len(rows), "mean_scale": float(arrays["expected"].mean())}

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from verglas.algo.subtraction.forward import OpticsTables, Reference
     from verglas.algo.subtraction.scales import SetFit
     from verglas.algo.subtraction.verdict import MapSums
+    from verglas.io.mrc import MrcWriter
     from verglas.model import ImageParticles
 
 FloatArray = npt.NDArray[np.float64]
@@ -30,7 +33,7 @@ SAMPLE = 1000
 
 _PROOF_PIXELS = 64
 _PROOF_PARTICLES = 2000
-_BATCH_PIXELS = 1 << 20
+_BATCH_PIXELS = 1 << 22
 _PIXEL_TOLERANCE = 1e-3
 
 
@@ -280,6 +283,22 @@ def _find_offsets(batch: Batch, scale: FloatArray) -> FloatArray:
     with np.errstate(divide="ignore", invalid="ignore"):
         predicted = np.where(total != 0, (products[:, 1] + products[:, 2]) / total, 0.0)
     return (total - scale * predicted) / float(np.prod(batch.images.shape[-2:]))
+
+
+@contextmanager
+def write_behind(writer: "MrcWriter") -> "Iterator[Callable[[FloatImages], None]]":
+    """Give a function that writes images in a thread while the next are computed, one batch at a time."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: list[Future[None]] = []
+
+        def write(images: FloatImages) -> None:
+            if waiting:
+                waiting.pop().result()
+            waiting.append(pool.submit(writer.write, images))
+
+        yield write
+        if waiting:
+            waiting.pop().result()
 
 
 def choose_proof(count: int) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,8 @@ from scipy.spatial import cKDTree
 from verglas.algo.membranes.analysis import analyze_average
 from verglas.algo.membranes.curves import Arc, evaluate_bezier, fit_bezier, locate_on_path, map_band
 from verglas.algo.membranes.particles import find_region, map_curves
-from verglas.algo.membranes.profiles import fit_leaflets, fit_profile, take_off_baseline
+from verglas.algo.membranes.profiles import Profile, fit_leaflets, fit_profile, take_off_baseline
+from verglas.algo.membranes.shapes import Shape
 from verglas.algo.membranes.tracing import trace_membranes
 from verglas.algo.membranes.vesicles import fit_vesicles
 from verglas.errors import UserError
@@ -58,6 +59,22 @@ def test_a_bezier_is_found_again_and_a_band_covers_its_pixels() -> None:
     assert set(np.flatnonzero(np.abs(radius - 30) < 5.98)) <= set(band.pixels)
     assert set(band.pixels) <= set(np.flatnonzero(np.abs(radius - 30) < 6.02))
     np.testing.assert_allclose(np.abs(band.distance), np.abs(radius.ravel()[band.pixels] - 30), atol=0.02)
+
+
+def test_a_bezier_goes_on_beyond_its_ends() -> None:
+    control = np.array([[5.0, 20.0], [40.0, 60.0], [60.0, -10.0], [95.0, 50.0]])
+    shape = Shape(Arc((50.0, 30.0), 0.0, 0.0), control, Profile(np.zeros(4)), 0.0)
+    own = evaluate_bezier(control, np.linspace(0, 1, 2001))
+    steps = np.linalg.norm(np.diff(own, axis=0), axis=1)
+    s = np.concatenate([[0.0], np.cumsum(steps)])
+    for reach in (0.0, 30.5):
+        distance, position = shape.locate(own, reach)
+        assert np.abs(distance).max() < 0.05
+        np.testing.assert_allclose(position, s - s[-1] / 2, atol=0.3)
+    beyond = evaluate_bezier(control, np.array([-0.15, 1.15]))
+    assert np.abs(shape.locate(beyond, 30.0)[0]).max() < 0.05
+    straight = shape.trace(30.0)[-25:]
+    assert np.abs(np.diff(straight, 2, axis=0)).max() < 1e-6
 
 
 def test_a_profile_follows_its_samples_and_ends_at_zero() -> None:
@@ -137,6 +154,6 @@ def test_a_vesicle_is_traced_and_taken_out() -> None:
     assert found.closed
     assert (model * membrane).sum() / (membrane**2).sum() == pytest.approx(1, abs=0.05)
     assert np.sqrt(((model - membrane) ** 2).sum() / (membrane**2).sum()) < 0.15
-    assert np.abs(model[np.abs(distance) > 22]).max() == 0
+    assert np.abs(model[np.abs(distance) > 24]).max() == 0
     masked = trace_membranes(image, 3.0, mask=(np.abs(distance) < 6).astype(float))
     assert [one.closed for one in masked] == [True]

@@ -21,7 +21,7 @@ def test_particles_of_one_view_are_turned_onto_each_other() -> None:
     change = torch.polar(torch.ones_like(k), -2 * torch.pi * k * (SIZE // 2)).expand_as(slices)
     averages = Averages(angles, SIZE)
     averages.add(np.arange(COUNT), slices, 0.5 * slices, change)
-    found = finish_averages(averages.sums, averages.weights)
+    found = finish_averages(*averages.take_sums())
     assert len(found) == 1 < AVERAGES
     leader = averages.leaders[0]
     expected = images[leader]

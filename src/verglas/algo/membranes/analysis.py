@@ -208,10 +208,14 @@ def _move(fitted: Shape, offset: float) -> Shape:
         moved = Arc(moved.centre_yx, moved.theta_deg, -kappa)
     if fitted.control_yx is None:
         return replace(fitted, arc=moved)
-    from verglas.algo.membranes.curves import evaluate_bezier, fit_bezier, path_normals
+    from verglas.algo.membranes.curves import bezier_weights, path_normals
 
-    path = evaluate_bezier(fitted.control_yx, np.linspace(0, 1, 100))
-    return replace(fitted, arc=moved, control_yx=fit_bezier(path + offset * path_normals(path, closed=False)))
+    # A little way to the side is a cubic of the same parameter, but for what nobody sees.
+    weights = bezier_weights(np.linspace(0, 1, 100))
+    path = weights @ fitted.control_yx
+    path = path + offset * path_normals(path, closed=False)
+    control = np.asarray(np.linalg.lstsq(weights, path, rcond=None)[0], float)
+    return replace(fitted, arc=moved, control_yx=control)
 
 
 def _centre(fitted: Shape, pixels: Pixels) -> Shape:

@@ -21,6 +21,9 @@ FloatArray = npt.NDArray[np.float64]
 
 _ROUNDS = 25
 _ENOUGH = 1e-6
+_MOST_DAMPING = 10.0
+_BEYOND = 0.35
+"""How far a cubic goes on beyond its ends, in its parameter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +58,37 @@ class Shape:
 
     def trace(self, reach: float) -> FloatArray:
         """Return points `(m, 2)` of the curve, a pixel apart, continued by `reach` pixels beyond a Bézier's ends."""
-        if self.control_yx is None:
-            return self.arc.trace(reach)
-        path = evaluate_bezier(self.control_yx, np.linspace(0, 1, 200))
-        return resample_path(extend_path(path, reach), 1.0, closed=False)
+        return self._continue(reach)[0]
 
     def locate(self, points_yx: FloatArray, reach: float) -> tuple[FloatArray, FloatArray]:
         """Return distance and position, pixels from the curve's middle, of points `(n, 2)`."""
         if self.control_yx is None:
             return self.arc.locate(points_yx)
-        path = self.trace(reach)
+        path, middle = self._continue(reach)
         distance, position, _ = locate_on_path(path, points_yx, closed=False)
-        return distance, position - (len(path) - 1) / 2
+        return distance, position - middle
+
+    def _continue(self, reach: float) -> tuple[FloatArray, float]:
+        """Return the path, and where on it the curve's own middle lies.
+
+        An average shows what lies in its window; turned particles show more. There the cubic goes on a little way,
+        and from then on straight.
+        """
+        if self.control_yx is None:
+            return self.arc.trace(reach), 0.0
+        beyond = _BEYOND if reach > 0 else 0.0
+        path = evaluate_bezier(self.control_yx, np.linspace(-beyond, 1 + beyond, 200))
+        own = evaluate_bezier(self.control_yx, np.linspace(0, 1, 200))
+        before = evaluate_bezier(self.control_yx, np.linspace(-beyond, 0, 40))
+        middle = _length(before) + _length(own) / 2
+        if reach > 0:
+            path = extend_path(path, reach)
+            middle += np.ceil(max(2.0, reach))
+        return resample_path(path, 1.0, closed=False), float(middle)
+
+
+def _length(path: FloatArray) -> float:
+    return float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
 
 
 def _explain(
@@ -125,7 +147,12 @@ def _powers(along: FloatArray) -> FloatArray:
 
 
 def _solve_moves(
-    distance: FloatArray, basis: FloatArray, pixels: Pixels, weight: FloatArray, profile: Profile
+    distance: FloatArray,
+    basis: FloatArray,
+    pixels: Pixels,
+    weight: FloatArray,
+    profile: Profile,
+    damping: float = 1e-4,
 ) -> FloatArray:
     """Return by how much the curve must move along its normal, in terms of `basis` `(m, n)`."""
     value, slope = profile.evaluate_both(distance)
@@ -134,14 +161,23 @@ def _solve_moves(
     rest = pixels.values - value
     scale = np.sqrt(np.maximum((weight * columns**2).sum(axis=1), 1e-30))
     columns = columns / scale[:, None]
-    matrix = (columns * weight) @ columns.T + 1e-4 * np.eye(len(columns))
+    matrix = (columns * weight) @ columns.T + damping * np.eye(len(columns))
     return np.asarray(np.linalg.solve(matrix, (columns * weight) @ rest) / scale)
 
 
 def refine_bezier(
-    start: FloatArray, arc: Arc, pixels: Pixels, half_width: float, reach: float, *, spacing: float = 1.0
+    start: FloatArray,
+    arc: Arc,
+    pixels: Pixels,
+    half_width: float,
+    reach: float,
+    *,
+    spacing: float = 1.0,
+    beyond: float = _BEYOND,
 ) -> Shape:
-    """Refine the control points `(4, 2)` of a cubic Bézier curve by Gauss and Newton's method.
+    """Refine the control points `(4, 2)` of a cubic Bézier curve by Levenberg and Marquardt's method.
+
+    Ends that slide along the curve hardly change it: the damping keeps them from running away.
 
     Parameters
     ----------
@@ -153,6 +189,8 @@ def refine_bezier(
         As of `refine_arc`.
     reach
         By how much the curve is continued at its ends, pixels.
+    beyond
+        How far outside of its ends the curve moves as a cubic; from far away it finds its place better with 0.
     """
 
     def judge(control: FloatArray) -> tuple[Shape, FloatArray, FloatArray, FloatArray]:
@@ -162,32 +200,36 @@ def refine_bezier(
         return replace(shape, profile=profile, explained=explained), distance, along, weight
 
     best, distance, along, weight = judge(start)
-    step = 1.0
+    damping = 1e-2
     for _ in range(_ROUNDS):
         assert best.control_yx is not None
-        basis = _bezier_basis(best.control_yx, along)
-        move = _solve_moves(distance, basis, pixels, weight, best.profile).reshape(2, 4).T
-        trial = judge(best.control_yx + step * move)
+        basis = _bezier_basis(best.control_yx, along, beyond)
+        move = _solve_moves(distance, basis, pixels, weight, best.profile, damping).reshape(2, 4).T
+        trial = judge(best.control_yx + move)
         if trial[0].explained <= best.explained:
-            step /= 2
-            if step < 0.05:
+            damping *= 8
+            if damping > _MOST_DAMPING:
                 break
             continue
         gain = trial[0].explained - best.explained
         best, distance, along, weight = trial
-        step = min(1.0, 1.5 * step)
+        damping = max(damping / 4, 1e-6)
         if gain < _ENOUGH:
             break
     return best
 
 
-def _bezier_basis(control: FloatArray, along: FloatArray) -> FloatArray:
-    """Return by how much the curve moves along its normal as control points move: `(8, n)`, y then x."""
-    t = np.linspace(0, 1, 200)
+def _bezier_basis(control: FloatArray, along: FloatArray, beyond: float) -> FloatArray:
+    """Return by how much the curve moves along its normal as control points move: `(8, n)`, y then x.
+
+    What lies farther than `beyond` outside of its ends moves as these places do.
+    """
+    t = np.linspace(-beyond, 1 + beyond, 280)
     path = evaluate_bezier(control, t)
     steps = np.linalg.norm(np.diff(path, axis=0), axis=1)
     s = np.concatenate([[0.0], np.cumsum(steps)])
-    places = np.interp(along, s - s[-1] / 2, t)
+    middle = np.interp([0.0, 1.0], t, s).mean()
+    places = np.interp(along, s - middle, t)
     weights = bezier_weights(places)
     normals = path_normals(path, closed=False)
     normal = np.stack([np.interp(places, t, normals[:, axis]) for axis in (0, 1)], axis=1)
@@ -263,7 +305,7 @@ def fit_bezier_along(
     starts = [fit_bezier(path), fit_bezier(_visible(arc.trace(half), weight))]
     thin = (pixels.points_yx.sum(axis=1) % 2 == 0) & (pixels.points_yx[:, 0] % 2 == 0)
     few = Pixels(pixels.points_yx[thin], pixels.values[thin], pixels.weight[thin])
-    tried = [refine_bezier(start, arc, few, half_width, half, spacing=1.5) for start in starts]
+    tried = [refine_bezier(start, arc, few, half_width, half, spacing=1.5, beyond=0.0) for start in starts]
     best = max(tried, key=lambda one: one.explained)
     assert best.control_yx is not None
     return refine_bezier(best.control_yx, arc, pixels, half_width, half)

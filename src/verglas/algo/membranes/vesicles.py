@@ -31,7 +31,8 @@ _TRUSTING = 3
 """Rounds in which all pixels count."""
 _KNOT_DISTANCES = 2.0
 """Spacing of the knots along the curve, in leaflet distances."""
-_WIDTH = 1.5
+_SMOOTH = 0.003
+_WIDTH = 1.8
 _SEARCH = 0.7
 
 
@@ -176,7 +177,7 @@ def _fit_one(
             if not abs(mean) > 1e-6:
                 return None
             strength = _strength(band, near, far, distance)
-            profile = _fit_profile(values, band, strength, weight, half_width, distance)
+            profile = _fit_profile(values, band, strength, weight, half_width, distance, noise)
         model = _model(band, profile, near, far, distance)
         if start is not None or turn >= _TRUSTING:
             weight, noise = _weigh(values - model, band)
@@ -191,7 +192,7 @@ def _fit_one(
 
 
 def _lean(profile: Profile, distance: float) -> Profile:
-    return take_off_baseline(profile, distance / 3)
+    return take_off_baseline(profile, 0.6 * distance)
 
 
 def _count_knots(band: Band, distance: float) -> int:
@@ -351,11 +352,18 @@ def _fit_profile(
     weight: FloatArray,
     half_width: float,
     distance: float,
+    noise: float,
 ) -> Profile:
     safe = np.where(np.abs(strength) > 1e-6, strength, 1e-6)
     spacing = max(1.0, distance / 10)
     found = fit_profile(
-        band.distance, values / safe, weight * safe**2, half_width, spacing=spacing, smooth=0.02
+        band.distance,
+        values / safe,
+        weight * safe**2,
+        half_width,
+        spacing=spacing,
+        smooth=_SMOOTH,
+        noise=noise,
     )
     return _lean(found, distance)
 

@@ -68,20 +68,18 @@ def make_reference(volumes: Mapping[int, Volume], remove: Volume) -> Reference:
     remove
         `(n, n, n)` from 0 to 1: how much of each voxel is removed.
     """
-    size, parts = len(remove), []
-    for volume in volumes.values():
+    size = len(remove)
+    shape = (len(volumes), 2 * size, 2 * size, size + 1, 2)
+    if remove.device.type == "cpu":
+        # NumPy's arrays lie on large pages where torch's do not: slices jump about in them.
+        parts = torch.from_numpy(np.empty(shape, np.complex64))
+    else:
+        parts = torch.empty(shape, dtype=torch.complex64, device=remove.device)
+    for place, volume in enumerate(volumes.values()):
         removed = volume * remove
-        parts.append(torch.stack([transform_volume(volume - removed), transform_volume(removed)], dim=-1))
-    return Reference(_allocate(torch.stack(parts)), tuple(volumes), _find_reach(volumes, size))
-
-
-def _allocate(parts: Tensor) -> Tensor:
-    """Copy to an array of NumPy's, which lie on large pages where torch's do not: slices jump about in it."""
-    if parts.device.type != "cpu":
-        return parts
-    array = np.empty(parts.shape, np.complex64)
-    array[:] = parts.numpy()
-    return torch.from_numpy(array)
+        parts[place, ..., 0] = transform_volume(volume - removed)
+        parts[place, ..., 1] = transform_volume(removed)
+    return Reference(parts, tuple(volumes), _find_reach(volumes, size))
 
 
 def _find_reach(volumes: Mapping[int, Volume], size: int) -> int:
