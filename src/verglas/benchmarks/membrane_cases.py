@@ -101,7 +101,10 @@ class Look:
         """Return the grey `(n,)` of all membranes at points `(n, 2)` xy of the class."""
         width, height = self.outer or (self.sigma, 1.0)
         distances = [measure_distance(path, points) for path in self.curves]
-        return np.sum([bilayer(one, self.gap, self.sigma, width, height) for one in distances], axis=0)
+        grey: FloatArray = np.sum(
+            [bilayer(one, self.gap, self.sigma, width, height) for one in distances], axis=0
+        )
+        return grey
 
 
 @dataclass(frozen=True, eq=False)

@@ -120,7 +120,7 @@ class MovieFrames:
         corrected = image.numpy()
 
         def multiply(rows: slice) -> None:
-            factor = gain if np.ndim(gain) == 0 else gain[rows]
+            factor = gain[rows] if isinstance(gain, np.ndarray) else gain
             np.multiply(raw[rows], factor, out=corrected[rows], dtype=np.float32, casting="unsafe")
 
         edges = np.linspace(0, self.shape[0], self._threads + 1).astype(int)

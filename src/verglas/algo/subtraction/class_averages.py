@@ -60,7 +60,9 @@ class Averages:
         if not self._waiting:
             return
         rows = np.concatenate([one[0] for one in self._waiting])
-        before, after, change = (torch.cat([one[k] for one in self._waiting]) for k in (1, 2, 3))
+        before = torch.cat([one[1] for one in self._waiting])
+        after = torch.cat([one[2] for one in self._waiting])
+        change = torch.cat([one[3] for one in self._waiting])
         self._waiting.clear()
         size = before.shape[1]
         group = self.member[rows]
