@@ -229,4 +229,4 @@ def test_readme_opens_with_the_two_commands():
     first, second = (block.code for block in list_blocks(ROOT / "README.md")[:2])
     start = "python3 -m venv .venv && . .venv/bin/activate && pip install -c constraints.txt "
     assert first == f"{start}. && verglas demo --out demo\n"
-    assert second == f"{start}-e '.[dev]' && pytest\n"
+    assert second == f"{start}-e '.[dev]' && pytest -n 2\n"
