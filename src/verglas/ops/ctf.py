@@ -57,6 +57,26 @@ def astigmatic_defocus(
     return mean + half * torch.cos(2 * torch.deg2rad(direction_deg - defocus_angle_deg))
 
 
+def defocus_form(defocus_u_angstrom: Values, defocus_v_angstrom: Values, defocus_angle_deg: Values) -> Values:
+    """Coefficients of x², xy and y² in defocus times s²: the defocus of a frequency without its direction.
+
+    Parameters
+    ----------
+    defocus_u_angstrom, defocus_v_angstrom, defocus_angle_deg
+        `(...)` principal defoci and the angle of the first from x.
+
+    Returns
+    -------
+    Tensor
+        `(..., 3)` Å, all arguments broadcast.
+    """
+    mean = (defocus_u_angstrom + defocus_v_angstrom) / 2
+    half = (defocus_u_angstrom - defocus_v_angstrom) / 2
+    twice = 2 * torch.deg2rad(defocus_angle_deg)
+    along, across = half * torch.cos(twice), half * torch.sin(twice)
+    return torch.stack([mean + along, 2 * across, mean - along], dim=-1)
+
+
 def ctf_1d(
     frequency: Values,
     defocus_angstrom: Values,

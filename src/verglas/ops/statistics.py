@@ -56,9 +56,10 @@ def clip_outliers(values: Values, limit_sd: float, dims: int = 2) -> Values:
     """
     _check_positive(limit_sd=limit_sd)
     centre, robust = (v.reshape(*v.shape, *[1] * dims) for v in robust_mean_sd(values, dims))
-    axes = tuple(range(-dims, 0))
-    sd = torch.where(robust > 0, robust, values.std(dim=axes, correction=0, keepdim=True))
-    return torch.minimum(torch.maximum(values, centre - limit_sd * sd), centre + limit_sd * sd)
+    if not (robust > 0).all():
+        plain = values.std(dim=tuple(range(-dims, 0)), correction=0, keepdim=True)
+        robust = torch.where(robust > 0, robust, plain)
+    return torch.minimum(torch.maximum(values, centre - limit_sd * robust), centre + limit_sd * robust)
 
 
 def winsorise(values: Values, fraction: float, dims: int = 2) -> Values:

@@ -29,6 +29,8 @@ PART = 500
 
 _EXAMPLES = 8
 
+FloatArray = npt.NDArray[np.floating]
+
 
 class MembranesSubtractParams(Params):
     """Take the membranes of class averages out of particles: each followed, scaled, and what is on it left."""
@@ -161,7 +163,6 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
     from dataclasses import replace
 
     from verglas.algo.membranes.particles import BOUND
-    from verglas.figures.membranes import draw_fits, draw_subtracted
     from verglas.io.arrays import read_arrays
     from verglas.io.flat_particles import read_flat_particles, write_flat_particles
     from verglas.io.mrc_header import read_mrc_header
@@ -189,50 +190,16 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
     )
     done = values["scale"] != 0
     pixel = table.particles.optics[0].pixel_size_angstrom
-    lines = sum(part["lines"].astype(float) for part in parts.values())
-    assert not isinstance(lines, int)
+    lines = np.sum([part["lines"].astype(float) for part in parts.values()], axis=0)
     before, after = lines[1:] / np.maximum(lines[0], 1)
-    distance = (np.arange(lines.shape[1]) - lines.shape[1] // 2) * pixel
-    figures = []
-    if done.any():
-        examples = np.concatenate([part["examples"] for part in parts.values() if len(part["examples"])])
-        draw_subtracted(
-            [(one[0], one[1]) for one in examples[:_EXAMPLES]], pixel, folder / "figures/particles.png"
-        )
-        draw_fits(
-            values["scale"][done],
-            values["shift"][done] * pixel,
-            [("first membranes", distance, before, after)],
-            folder / "figures/fits.png",
-        )
-        figures = [
-            Figure("figures/particles.png", "particles before and after, smoothed for the eye"),
-            Figure(
-                "figures/fits.png", "scales, how far membranes lay from their poses, and the grey across them"
-            ),
-        ]
-    mean = float(values["scale"][done].mean()) if done.any() else 0.0
     left = float(np.sqrt((after**2).sum() / max((before**2).sum(), 1e-30)))
     seen = {name: one[done] for name, one in values.items()}
+    figures = _draw(list(parts.values()), seen, (before, after), pixel, folder) if done.any() else []
     verdict = judge_membranes(**seen, left=left, bound=BOUND)
     told = {
         "verdict": Value(verdict.sentence, "", "of the scales and of the mean grey across the membranes"),
         "particles": Value(len(rows), "", f"{int(done.sum())} of them with membranes"),
-        "scale": Value(round(mean, 4), "", "of the class's membrane in a particle; the mean"),
-        "scatter": Value(
-            round(float(values["scale"][done].std()) if done.any() else 0.0, 4), "", "of the scales"
-        ),
-        "moved": Value(
-            round(float(np.sqrt(np.mean(values["shift"][done] ** 2))) * pixel if done.any() else 0.0, 2),
-            "Å",
-            "across, root mean square",
-        ),
-        "left": Value(round(100 * left, 2), "%", "of the mean grey across the membranes is still there"),
-        "left out": Value(
-            round(100 * float(values["left_out"][done].mean()) if done.any() else 0.0, 2),
-            "%",
-            "of the pixels near membranes held for something else and not fitted",
-        ),
+        **_tell(seen, left, pixel),
     }
     warnings = list(verdict.faults)
     if len({one.values["models"] for one in results.values()}) > 1:
@@ -245,6 +212,49 @@ def summarise(results: dict[str, ItemResult], params: MembranesSubtractParams, f
             f"{int((~done).sum())} particles are of classes without membranes and were copied unchanged"
         )
     return Summary(figures, told, warnings, [f"particles{suffix}"])
+
+
+def _draw(
+    parts: list[dict[str, npt.NDArray[Any]]],
+    seen: dict[str, FloatArray],
+    across: tuple[FloatArray, FloatArray],
+    pixel: float,
+    folder: Path,
+) -> list[Figure]:
+    """Draw some particles, what was found in all, and the mean grey across the membranes before and after."""
+    from verglas.figures.membranes import draw_fits, draw_subtracted
+
+    examples = np.concatenate([part["examples"] for part in parts if len(part["examples"])])
+    draw_subtracted(
+        [(one[0], one[1]) for one in examples[:_EXAMPLES]], pixel, folder / "figures/particles.png"
+    )
+    distance = (np.arange(len(across[0])) - len(across[0]) // 2) * pixel
+    lines = [("first membranes", distance, *across)]
+    draw_fits(seen["scale"], seen["shift"] * pixel, lines, folder / "figures/fits.png")
+    return [
+        Figure("figures/particles.png", "particles before and after, smoothed for the eye"),
+        Figure(
+            "figures/fits.png", "scales, how far membranes lay from their poses, and the grey across them"
+        ),
+    ]
+
+
+def _tell(seen: dict[str, FloatArray], left: float, pixel: float) -> dict[str, Value]:
+    """Figures of the particles with membranes; zero where there are none."""
+    scale, shift, out = (
+        seen[name] if len(seen[name]) else np.zeros(1) for name in ("scale", "shift", "left_out")
+    )
+    return {
+        "scale": Value(round(float(scale.mean()), 4), "", "of the class's membrane in a particle; the mean"),
+        "scatter": Value(round(float(scale.std()), 4), "", "of the scales"),
+        "moved": Value(round(float(np.sqrt(np.mean(shift**2))) * pixel, 2), "Å", "across, root mean square"),
+        "left": Value(round(100 * left, 2), "%", "of the mean grey across the membranes is still there"),
+        "left out": Value(
+            round(100 * float(out.mean()), 2),
+            "%",
+            "of the pixels near membranes held for something else and not fitted",
+        ),
+    }
 
 
 def _rows_of(name: str, count: int) -> tuple[int, int]:

@@ -58,7 +58,9 @@ def test_astigmatism_of_the_series(found: Found) -> None:
         assert np.median(np.abs(turned)) < 12
 
 
-def strong_views(defocus: float, astigmatism: float, tilt: float) -> tuple[TiltSeries, np.ndarray]:
+def strong_views(
+    defocus: float, astigmatism: float, tilt: float, seed: int = 1
+) -> tuple[TiltSeries, np.ndarray]:
     scheme = make_tilt_scheme(
         "strong",
         Optics(3.0, amplitude_contrast=0.07),
@@ -69,22 +71,27 @@ def strong_views(defocus: float, astigmatism: float, tilt: float) -> tuple[TiltS
         misalignment=Misalignment(astigmatism_angstrom=astigmatism, astigmatism_angle_deg=25.0),
     )
     series = replace(scheme.truth, y_tilt_deg=np.full(3, tilt))
-    specimen = build_specimen("strong", (2000.0, 2000.0, 300.0), [], seed=1)
+    specimen = build_specimen("strong", (2000.0, 2000.0, 300.0), [], seed=seed)
     conditions = Conditions(ice_noise=True, b_factor_a2=150.0, layer_angstrom=100.0)
-    return series, simulate_tilt_series(specimen, series, conditions=conditions, seed=2)
+    return series, simulate_tilt_series(specimen, series, conditions=conditions, seed=seed + 1)
 
 
 @pytest.mark.parametrize(("defocus", "tilt"), [(12000.0, 0.0), (40000.0, 0.0), (30000.0, 50.0)])
 def test_strong_views_leave_no_bias(defocus: float, tilt: float) -> None:
-    series, images = strong_views(defocus, 600.0, tilt)
-    spectra = [measure_spectra(torch.from_numpy(x), series, i, tilt_ctf.BAND) for i, x in enumerate(images)]
-    result = estimate_defocus(spectra, np.asarray(series.y_tilt_deg), series.optics, SearchRange())
-    np.testing.assert_allclose(result.views.defocus_angstrom, defocus, atol=60)
-    assert abs(result.views.defocus_angstrom.mean() - defocus) < 25
-    u, v, angle = result.principal
-    # Counting noise and ice scatter the defocus of one view by 20 Å, so the mean by 12, and u - v by 2 √2 of that.
-    np.testing.assert_allclose(u - v, 600, atol=3 * 33)
-    np.testing.assert_allclose(angle, 25, atol=3 * 1.6)
+    found = []
+    # Counting noise and ice scatter u - v of one series by 33 Å: a bias shows in the mean of some.
+    for seed in (1, 2, 3, 4):
+        series, images = strong_views(defocus, 600.0, tilt, seed)
+        spectra = [
+            measure_spectra(torch.from_numpy(x), series, i, tilt_ctf.BAND) for i, x in enumerate(images)
+        ]
+        result = estimate_defocus(spectra, np.asarray(series.y_tilt_deg), series.optics, SearchRange())
+        np.testing.assert_allclose(result.views.defocus_angstrom, defocus, atol=60)
+        assert abs(result.views.defocus_angstrom.mean() - defocus) < 25
+        found.append([np.ravel(one).mean() for one in result.principal])
+    u, v, angle = np.mean(found, axis=0)
+    np.testing.assert_allclose(u - v, 600, atol=40)
+    np.testing.assert_allclose(angle, 25, atol=2.5)
 
 
 def test_a_view_without_signal_follows_the_others() -> None:

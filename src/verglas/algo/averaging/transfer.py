@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from verglas.algo.averaging.views import ParticleSlices, SeriesViews
-from verglas.ops.ctf import ctf_2d
+from verglas.ops.ctf import ctf_2d, defocus_form
 from verglas.ops.dose import exposure_filter, view_weights
 from verglas.ops.statistics import fourier_shells
 from verglas.shapes import Vectors
@@ -112,10 +112,8 @@ def describe_phases(
     absent = heights_angstrom.new_tensor([0.0, 0.0, 0.0, 0.0, math.pi / 2])
     known = torch.from_numpy(np.isfinite(series.mean_defocus_angstrom) & model.ctf)
     u, v = find_defocus(views, heights_angstrom)
-    mean, half = (u + v) / 2, (u - v) / 2
-    twice = 2 * torch.deg2rad(torch.from_numpy(np.nan_to_num(series.defocus_angle_deg)))
+    form = defocus_form(u, v, torch.from_numpy(np.nan_to_num(series.defocus_angle_deg)))
     length = optics.wavelength_angstrom
-    form = torch.stack([mean + half * twice.cos(), 2 * half * twice.sin(), mean - half * twice.cos()], dim=-1)
     quartic = -0.5 * math.pi * optics.cs_mm * ANGSTROM_PER_MILLIMETRE * length**3 / side_angstrom**4
     start = torch.deg2rad(torch.tensor(series.phase_shift_deg)) + math.asin(optics.amplitude_contrast)
     rest = torch.stack([torch.full_like(start, quartic), start], dim=-1).expand(len(u), -1, -1)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from verglas.algo.ctf.background import flatten_spectra
 from verglas.algo.ctf.fit import SearchRange, limit_search
 from verglas.algo.ctf.search import DefocusGrid, FilterBank, astigmatism_offsets, make_bank, make_rings
-from verglas.algo.ctf.spectra import WINDOW_SPREAD, CellSpectra, ViewSpectra
+from verglas.algo.ctf.spectra import CellSpectra, ViewSpectra, window_spread
 from verglas.algo.ctf.surface import (
     USUAL_SLOPE,
     SurfaceFit,
@@ -184,7 +184,7 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
 def blur_by_tilt(cells: CellSpectra, model: SurfaceModel, fit: SurfaceFit) -> CellSpectra:
     """Let a tilt blur the rings of every cell, in which the specimen lies at many heights."""
     plane, _ = fit_plane(model, fit)
-    spread = WINDOW_SPREAD * cells.spectra.tile_angstrom * float(np.hypot(plane[1], plane[2]))
+    spread = window_spread() * cells.spectra.tile_angstrom * float(np.hypot(plane[1], plane[2]))
     return replace(cells, spectra=replace(cells.spectra, depth_spread_angstrom=spread))
 
 

@@ -28,9 +28,6 @@ FloatArray = npt.NDArray[np.floating]
 SECTORS = 12
 """Directions that are told apart: 15 degrees each, of the half circle that a real image has."""
 
-WINDOW_SPREAD = 0.2540
-"""Standard deviation of x over the window's squared weight, in tiles."""
-
 _TAPER = 0.125  # of a tile's side, at either end
 
 _TILES_AT_ONCE_BYTES = 256 << 20
@@ -169,7 +166,7 @@ def measure_spectra(image: Image, series: TiltSeries, view: int, band: Band) -> 
     plane = _depth_plane(series, view)
     depth = plane[0] + tiling.places @ np.array(plane[1:])
     slope = math.hypot(plane[1], plane[2])
-    spread = WINDOW_SPREAD * tiling.tile_angstrom * slope
+    spread = window_spread() * tiling.tile_angstrom * slope
     # Heights in one group add a twelfth to the variance of those within a tile.
     step = max(40.0, spread)
     groups = np.round(depth / step).astype(int)
@@ -370,6 +367,14 @@ def make_window(size: int) -> FloatArray:
     place = (np.arange(size) + 0.5) / size
     ramp = np.minimum(np.minimum(place, 1 - place) / _TAPER, 1.0)
     return np.asarray(0.5 - 0.5 * np.cos(np.pi * ramp))
+
+
+@lru_cache(maxsize=1)
+def window_spread() -> float:
+    """Measure the standard deviation of x over the window's squared weight, in tiles."""
+    size = 512
+    place = (np.arange(size) + 0.5) / size - 0.5
+    return float(np.sqrt(np.average(place**2, weights=make_window(size) ** 2)))
 
 
 @lru_cache(maxsize=1)

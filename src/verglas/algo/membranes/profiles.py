@@ -9,6 +9,7 @@ from scipy.optimize import least_squares
 FloatArray = npt.NDArray[np.float64]
 
 _SMOOTH = 1e-3
+_EVIDENCE_ROUNDS = 12
 """Weight of the squared second differences of a profile, against the mean weight of its samples."""
 
 
@@ -132,17 +133,25 @@ def fit_profile(
     count = count_splines(half_width, spacing)
     matrix, right = sum_normal(distance, values, weight, count, spacing)
     scale = max(float(np.trace(matrix)) / count, 1e-12)
-    rough, hold = second_differences(count), smooth * scale
     matrix += 1e-9 * scale * np.eye(count)
-    found = np.asarray(np.linalg.solve(matrix + hold * rough, right))
-    for _ in range(12 if noise is not None else 0):
-        assert noise is not None
+    rough, hold = second_differences(count), smooth * scale
+    if noise is not None:
+        hold = _choose_hold(matrix, right, rough, hold, noise)
+    return Profile(np.asarray(np.linalg.solve(matrix + hold * rough, right)), spacing)
+
+
+def _choose_hold(
+    matrix: FloatArray, right: FloatArray, rough: FloatArray, least: float, noise: float
+) -> float:
+    """Weight of the roughness for which the data speak most, and at least `least`."""
+    hold = least
+    for _ in range(_EVIDENCE_ROUNDS):
         inverse = np.linalg.inv(matrix + hold * rough)
         found = inverse @ right
         # Of a line, roughness says nothing.
-        known = count - 2 - hold * float(np.trace(inverse @ rough))
-        hold = max(known * noise**2 / max(float(found @ rough @ found), 1e-30), smooth * scale)
-    return Profile(found, spacing)
+        known = len(found) - 2 - hold * float(np.trace(inverse @ rough))
+        hold = max(known * noise**2 / max(float(found @ rough @ found), 1e-30), least)
+    return hold
 
 
 def take_off_baseline(profile: Profile, taper: float) -> Profile:

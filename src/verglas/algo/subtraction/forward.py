@@ -11,14 +11,15 @@ from torch import Tensor
 
 from verglas.model import ImageParticles
 from verglas.ops.aberrations import beam_tilt_phase, zernike_phase
+from verglas.ops.ctf import defocus_form
 from verglas.ops.fft import frequency_axes
 from verglas.ops.kernels.parted_slices import Views
 from verglas.ops.projection import transform_volume
 from verglas.ops.rotation import euler_to_matrices
 from verglas.shapes import Volume
+from verglas.units import ANGSTROM_PER_MILLIMETRE
 
 _NOTHING = 1e-7
-_ANGSTROM_PER_MILLIMETRE = 1e7
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ def describe_optics(particles: ImageParticles, size: int, device: torch.device) 
         y, x = frequency_axes((size, size), optics.pixel_size_angstrom, dtype=torch.float64)
         u, v = (matrix[row, 0] * x + matrix[row, 1] * y for row in range(2))
         square = u.square() + v.square()
-        cs = optics.cs_mm * _ANGSTROM_PER_MILLIMETRE
+        cs = optics.cs_mm * ANGSTROM_PER_MILLIMETRE
         phase = -0.5 * math.pi * cs * optics.wavelength_angstrom**3 * square.square()
         # RELION adds its even terms to the negative of our phase.
         phases.append((phase - zernike_phase(extra.even, u, v, even=True)).float())
@@ -146,10 +147,8 @@ def describe_views(particles: ImageParticles, reference: Reference, tables: Opti
     # RELION's origins move the image to the centre; the particle lies at their negative.
     shifts = size // 2 - torch.from_numpy(particles.origins_angstrom) / pixel[:, None]
     u, v, angle, plate, bfactor, scale = torch.from_numpy(particles.ctf).unbind(1)
-    mean, half, twice = (u + v) / 2, (u - v) / 2, 2 * torch.deg2rad(angle)
-    form = torch.stack(
-        [mean + half * twice.cos(), half * twice.sin(), half * twice.sin(), mean - half * twice.cos()], dim=1
-    ).reshape(-1, 2, 2)
+    xx, xy, yy = defocus_form(u, v, angle).unbind(1)
+    form = torch.stack([xx, xy / 2, xy / 2, yy], dim=1).reshape(-1, 2, 2)
     form = magnification.mT @ form @ magnification
     form = form * (math.pi * length / (size * pixel) ** 2)[:, None, None]
     start = torch.deg2rad(plate) + torch.asin(amplitude)
