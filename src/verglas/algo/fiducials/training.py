@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from verglas.algo.fiducials.network import KINDS, MaskNet, describe_views
 from verglas.algo.fiducials.scenes import SceneRanges, draw_scene
 from verglas.errors import UserError
+from verglas.ops.networks import rate_factor
 
 Image = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -95,7 +96,7 @@ def train_network(
     rng = np.random.default_rng([seed, 1])
     device = next(network.parameters()).device
     optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate_factor(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, steps))
     weights = torch.tensor(_WEIGHTS, device=device)
     # A fifth faster on the CPU.
     network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -129,13 +130,6 @@ def judge_network(network: MaskNet, examples: Sequence[Example]) -> Scores:
     both, said, true = counts
     with np.errstate(invalid="ignore", divide="ignore"):
         return Scores(both / said, both / true, both / (said + true - both))
-
-
-def _rate_factor(step: int, steps: int) -> float:
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / max(1, steps - rise)))) + 1e-3
 
 
 def _draw_batch(
