@@ -1,7 +1,7 @@
 """The one network of the house, a U-Net, and what is done with the weights of any."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -99,8 +99,43 @@ def list_weights(network: nn.Module) -> dict[str, npt.NDArray[np.generic]]:
     return {name: value.cpu().contiguous().numpy() for name, value in network.state_dict().items()}
 
 
-def rate_factor(step: int, steps: int) -> float:
-    """Share of the largest learning rate at a step: it rises over the first tenth and falls as a cosine."""
+def descend(
+    network: nn.Module, measure_loss: Callable[[], Tensor], *, steps: int, rate: float
+) -> list[float]:
+    """Train a network in place by Adam (Kingma & Ba, *ICLR* 2015).
+
+    Parameters
+    ----------
+    network
+        Left ready to be used.
+    measure_loss
+        Draws a batch and gives its loss.
+    steps
+        Batches.
+    rate
+        Largest learning rate; it rises over the first tenth and falls as a cosine.
+
+    Returns
+    -------
+    list
+        The loss of each step.
+    """
+    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate_factor(step, steps))
+    network.train()
+    losses = []
+    for _ in range(steps):
+        loss = measure_loss()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    network.eval()
+    return losses
+
+
+def _rate_factor(step: int, steps: int) -> float:
     rise = max(1, steps // 10)
     if step < rise:
         return (step + 1) / rise

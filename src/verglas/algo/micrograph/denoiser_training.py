@@ -1,7 +1,7 @@
 """Training of the denoiser on pairs of halves, and what it is worth where it was not trained."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from verglas.algo.micrograph.denoiser import (
     standardise,
 )
 from verglas.errors import UserError
-from verglas.ops.networks import rate_factor
+from verglas.ops.networks import descend
 from verglas.ops.statistics import power_spectrum
 from verglas.shapes import Image
 
@@ -100,7 +100,6 @@ def train_denoiser(
     steps: int,
     rate: float,
     seed: int,
-    tell: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train the network of a denoiser in place.
 
@@ -116,8 +115,6 @@ def train_denoiser(
         Largest learning rate of Adam.
     seed
         Chooses the parts and what becomes of them.
-    tell
-        Called with the step and the loss, as it goes.
 
     Returns
     -------
@@ -142,23 +139,14 @@ def train_denoiser(
         for pair in pairs
     ]
     rng = np.random.default_rng([seed, 2])
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_factor(step, steps))
-    network.train()
-    losses = []
-    for step in range(steps):
+
+    def measure_loss() -> Tensor:
         drawn = [_draw_part(seen[int(rng.integers(len(seen)))], rng) for _ in range(_BATCH)]
         views, wanted = (torch.from_numpy(np.stack(parts)).to(device) for parts in zip(*drawn, strict=True))
-        loss = (network(views) + views[:, 1:] - gain * wanted).square().mean() / gain**2
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if tell:
-            tell(step, losses[-1])
-    network.eval()
-    return losses
+        difference = network(views) + views[:, 1:] - gain * wanted
+        return torch.as_tensor(difference.square().mean() / gain**2)
+
+    return descend(network, measure_loss, steps=steps, rate=rate)
 
 
 def _draw_part(pair: Sequence[Array], rng: np.random.Generator) -> tuple[Array, Array]:
