@@ -181,6 +181,35 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
     return ImageDefocus(fit, model, phase, fit.score, rival, tried.values, curve, envelope)
 
 
+def refine_inverted(
+    cells: CellSpectra, optics: Optics, found: ImageDefocus, strength: FloatArray, *, with_phase: bool
+) -> ImageDefocus:
+    """Fit again with rings that a thick specimen inverts at some frequencies.
+
+    Parameters
+    ----------
+    cells, optics, with_phase
+        As for the first fit.
+    found
+        The first fit.
+    strength
+        `(k,)` or more of the rings, negative where they are inverted.
+    """
+    cells = blur_by_tilt(cells, found.model, found.fit)
+    envelope = strength[: len(cells.spectra.frequency)]
+    envelope = envelope / np.abs(envelope).max()
+    fit, phase = polish(cells, optics, found.model, found.fit, found.phase_shift_deg, envelope, with_phase)
+    rival = found.rival_significance / max(found.significance, 1e-9) * fit.score
+    return replace(
+        found,
+        fit=fit,
+        phase_shift_deg=phase,
+        significance=fit.score,
+        rival_significance=rival,
+        envelope=envelope,
+    )
+
+
 def blur_by_tilt(cells: CellSpectra, model: SurfaceModel, fit: SurfaceFit) -> CellSpectra:
     """Let a tilt blur the rings of every cell, in which the specimen lies at many heights."""
     plane, _ = fit_plane(model, fit)
