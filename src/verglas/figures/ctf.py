@@ -102,7 +102,8 @@ def draw_rings(
             axes.set_xlabel("resolution, Å")
             axes.set_xticks([1 / r for r in shown], [f"{r:g}" for r in shown])
             axes.set_xlim(frequency[0], frequency[-1])
-            axes.legend(loc="lower left" if axes in more else "upper right")
+            # Above the lines of the nodes.
+            axes.legend(loc="lower left" if axes in more else "upper right", frameon=True, edgecolor="none")
         disc = figure.add_subplot(grid[:, 1], projection="polar")
         _draw_disc(disc, frequency, direction_deg, maps)
         save_figure(figure, path)

@@ -73,7 +73,9 @@ class ImageQuality:
             return None, None
         tilt, error = (math.radians(angle) for angle in (found.tilt_deg, found.tilt_error_deg))
         share = math.cos(tilt)
-        spread = math.hypot(share * self.path.error_angstrom, math.sin(tilt) * error * self.path.length_angstrom)
+        spread = math.hypot(
+            share * self.path.error_angstrom, math.sin(tilt) * error * self.path.length_angstrom
+        )
         return share * self.path.length_angstrom, spread
 
 

@@ -86,21 +86,23 @@ def measure_path(
     if not has_node.any():
         return None
     total, possible = _sum_white(spectra, optics, defocus_angstrom, phase_shift_deg)
-    across, _ = _sum_white(spectra, optics, defocus_angstrom, phase_shift_deg + 45.0)
     root = np.sqrt(np.maximum(possible, 1e-12))
     curves = _make_curves(frequency)
     damping = np.sinc(square * lengths[:, None])
     fits = [nnls((root * row)[:, None] * curves, total / root) for row in damping]
     gains = 0.5 * (np.square(total / root).sum() - np.square([rest for _, rest in fits]))
-    likely = np.where(has_node, np.exp(gains - gains[has_node].max()), 0.0)
+    gain = float(gains[has_node].max() - gains[~has_node].max())
+    if gain < LEAST_GAIN:
+        return None
+    likely = np.exp(np.where(has_node, gains - gains[has_node].max(), -np.inf))
     likely /= likely.sum()
     length = float(likely @ lengths)
     error = math.sqrt(float(likely @ np.square(lengths - length)) + _STEP**2 / 12)
     best = int(np.abs(lengths - length).argmin())
     strength = curves @ fits[best][0]
+    across, _ = _sum_white(spectra, optics, defocus_angstrom, phase_shift_deg + 45.0)
     near = np.where(np.abs(square * length - 1) < _NEAR_NODE, strength, 0.0)
     gain_off = 0.5 * float(across @ near) ** 2 / max(float(possible @ near**2), 1e-12)
-    gain = float(gains[has_node].max() - gains[~has_node].max())
     error = math.hypot(error, _LEAST_ERROR * length)
     if gain < LEAST_GAIN + gain_off or error > _LARGEST_ERROR * length:
         return None
