@@ -11,6 +11,7 @@ from verglas.algo.ctf.thickness import Path, measure_path
 from verglas.benchmarks.ctf_cases import make_thick_case
 from verglas.model import Optics
 from verglas.ops.ctf import ctf_1d
+from verglas.steps.ctf_images import _label_nodes
 
 OPTICS = Optics(1.5)
 DEFOCUS = 12000.0
@@ -114,3 +115,7 @@ def test_a_tilted_slab_of_the_simulation() -> None:
     # Rings are followed across the node.
     assert 1 / quality.resolution_angstrom > 1.2 * quality.path.nodes[0]
     assert verdict.confidence > 0.9
+    nodes = _label_nodes(found, quality)
+    assert nodes is not None
+    assert nodes[1] == f"nodes of {thickness / 10:.0f} ± {error / 10:.0f} nm"
+    assert len(nodes[0]) == np.floor(OPTICS.wavelength_angstrom * quality.path.length_angstrom / 3.5**2)

@@ -47,10 +47,6 @@ class Path:
         Its length and standard error.
     nodes
         Frequencies at which the rings vanish, 1/Å, as far as they are in the band.
-    gain
-        Of the logarithm of the likelihood over any specimen without a node in the band.
-    gain_off
-        The same of rings that are a quarter of a period off near the first node.
     strength
         `(k,)` of the rings, relative to the background: negative where they are inverted.
     """
@@ -58,8 +54,6 @@ class Path:
     length_angstrom: float
     error_angstrom: float
     nodes: FloatArray
-    gain: float
-    gain_off: float
     strength: FloatArray
 
 
@@ -100,6 +94,7 @@ def measure_path(
     error = math.sqrt(float(likely @ np.square(lengths - length)) + _STEP**2 / 12)
     best = int(np.abs(lengths - length).argmin())
     strength = curves @ fits[best][0]
+    # Rings a quarter of a period off near the node, where there should be none at all.
     across, _ = _sum_white(spectra, optics, defocus_angstrom, phase_shift_deg + 45.0)
     near = np.where(np.abs(square * length - 1) < _NEAR_NODE, strength, 0.0)
     gain_off = 0.5 * float(across @ near) ** 2 / max(float(possible @ near**2), 1e-12)
@@ -108,7 +103,7 @@ def measure_path(
         return None
     count = math.floor(square[-1] * length)
     nodes = np.sqrt(np.arange(1, count + 1) / (optics.wavelength_angstrom * length))
-    return Path(length, error, nodes, gain, gain_off, damping[best] * strength)
+    return Path(length, error, nodes, damping[best] * strength)
 
 
 def _make_curves(frequency: FloatArray) -> FloatArray:
