@@ -13,7 +13,6 @@ from verglas.algo.ctf.micrograph import (
     ImageSearch,
     blur_by_tilt,
     estimate_image,
-    refine_inverted,
     ring_strengths,
     sum_rings,
 )
@@ -285,7 +284,7 @@ def fit_and_judge(
     found = estimate_image(fitted, optics, search)
     path = _see_path(cells, optics, found)
     if path is not None:
-        found = refine_inverted(fitted, optics, found, path.strength, with_phase=search.with_phase)
+        found = estimate_image(fitted, optics, search, path.strength)
         path = _see_path(cells, optics, found)
     quality = judge_image(blur_by_tilt(cells, found.model, found.fit), optics, found, path)
     return found, quality, give_verdict(found, quality)
