@@ -106,6 +106,9 @@ def test_table_keeps_the_columns_of_the_input(case: Case, job: tuple[Path, RunRe
     assert row["rlnCtfAstigmatism"] == pytest.approx(u - v)
     assert abs((u + v) / 2 - case.defocus_angstrom) < 150
     assert row["rlnCtfImage"].endswith("ctf/good.ctf:mrc")
+    # Thin ice says nothing of its thickness.
+    assert np.isnan(row["rlnMicrographIceThickness"])
+    assert np.isnan(row["vglSampleThicknessError"])
 
 
 @pytest.mark.relion

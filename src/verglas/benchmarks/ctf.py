@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from verglas.algo.ctf.micrograph import ImageSearch
+from verglas.algo.ctf.micrograph import ImageSearch, estimate_image
 from verglas.algo.ctf.quality import fit_and_judge
-from verglas.algo.ctf.spectra import Band, measure_cells
-from verglas.benchmarks.ctf_cases import Case, make_case, make_empty_image
+from verglas.algo.ctf.spectra import Band, end_band, measure_cells
+from verglas.benchmarks.ctf_cases import Case, make_case, make_empty_image, make_thick_case
 from verglas.benchmarks.harness import NO_PEER, Figure
 from verglas.benchmarks.peers import TORCH_CTF_ESTIMATION, run_peer
 from verglas.model import Optics
@@ -53,6 +53,8 @@ class Answer:
         Of the specimen.
     flagged
         Whether it is said to be doubtful.
+    thickness_angstrom
+        Of the specimen; none where the rings do not tell it.
     seconds
         That it took.
     """
@@ -61,6 +63,7 @@ class Answer:
     angle_deg: float
     tilt_deg: float
     flagged: bool
+    thickness_angstrom: float | None
     seconds: float
 
 
@@ -79,6 +82,7 @@ def run(quick: bool) -> Iterator[Figure]:
     yield from _compare_angles([*level, *tilted])
     yield from _compare_seconds([*level, *tilted], size)
     yield from _look_for_silent_failures([*level, *tilted], 6 if quick else 60, size)
+    yield from _measure_thick(2 if quick else 40, size, [*level, *tilted], None if quick else (50.0, 25.0))
 
 
 Pair = tuple[Case, Answer, tuple[float, float, float] | None]
@@ -88,10 +92,11 @@ def estimate_one(image: npt.NDArray[np.float32], optics: Optics) -> Answer:
     """Do what the step does, from an image in memory."""
     started = time.perf_counter()
     cells = measure_cells(torch.from_numpy(image), optics.pixel_size_angstrom, MEASURED, "image")
-    found, _, verdict = fit_and_judge(cells, optics, ImageSearch(), FITTED_ANGSTROM)
+    found, quality, verdict = fit_and_judge(cells, optics, ImageSearch(), FITTED_ANGSTROM)
     u, v, angle = found.principal
     seconds = time.perf_counter() - started
-    return Answer((u + v) / 2, angle, found.tilt_deg, verdict.confidence < 0.5, seconds)
+    thickness, _ = quality.tell_thickness(found)
+    return Answer((u + v) / 2, angle, found.tilt_deg, verdict.confidence < 0.5, thickness, seconds)
 
 
 def _gather(count: int, size: int, *, tilted: bool) -> list[Pair]:
@@ -125,6 +130,22 @@ def _estimate_weak(numbers: Sequence[int], *, size: int) -> list[tuple[float, An
 
 def _estimate_empty(numbers: Sequence[int], *, size: int) -> list[Answer]:
     return [estimate_one(make_empty_image(number, size), Optics(1.5)) for number in numbers]
+
+
+def _estimate_thick(numbers: Sequence[int], *, size: int) -> list[tuple[Case, Answer, float]]:
+    """Ice 800 to 3000 Å thick, every fourth tilted; and the defocus that a fit without nodes finds."""
+    done = []
+    for number in numbers:
+        thickness = float(np.random.default_rng([number, 78]).uniform(800, 3000))
+        tilt = (20.0, 35.0, 50.0)[number // 4 % 3] if number % 4 == 3 else 0.0
+        case = make_thick_case(number, size, thickness, tilt)
+        pixel = case.optics.pixel_size_angstrom
+        cells = end_band(
+            measure_cells(torch.from_numpy(case.image), pixel, MEASURED, "image"), FITTED_ANGSTROM
+        )
+        u, v, _ = estimate_image(cells, case.optics, ImageSearch()).principal
+        done.append((replace(case, image=case.image[:0]), estimate_one(case.image, case.optics), (u + v) / 2))
+    return done
 
 
 def _ask_peer(cases: Sequence[Case]) -> list[tuple[float, float, float] | None]:
@@ -245,3 +266,49 @@ def _look_for_silent_failures(pairs: Sequence[Pair], count: int, size: int) -> I
         sum(answer.flagged for answer in right) / max(len(right), 1),
         f"of {len(right)} of 3 e/Å² and more that are right within 150 Å",
     )
+
+
+def _measure_thick(
+    count: int, size: int, others: Sequence[Pair], targets: tuple[float, float] | None
+) -> Iterator[Figure]:
+    """Say how well the thickness of thick specimens is told, whether it is of others, and what it does to the fit."""
+    thick = _spread(partial(_estimate_thick, size=size), range(count))
+    errors = [
+        abs(answer.thickness_angstrom - _across(case))
+        for case, answer, _ in thick
+        if answer.thickness_angstrom is not None
+    ]
+    value = float(np.median(errors)) if errors else float("inf")
+    unit = f"Å, median of {len(errors)} told of {count} of 800 to 3000 Å, 20 to 60 e/Å², some tilted"
+    yield Figure(
+        "ctf.thickness_error",
+        value,
+        unit,
+        target=f"at most {targets[0]:g}" if targets else "",
+        holds=value <= targets[0] if targets else None,
+    )
+    unit = f"of {count} of 800 to 3000 Å whose thickness is told"
+    yield Figure("ctf.thickness_told", len(errors), unit)
+    thin = [(case, answer.thickness_angstrom) for case, answer, _ in others]
+    false = sum(told is not None and abs(told - _across(case)) > 0.2 * _across(case) for case, told in thin)
+    unit = f"of {len(thin)} that are thinner or weaker are told a thickness wrong by more than a fifth"
+    yield Figure("ctf.thickness_false", false, unit, target="0", holds=false == 0)
+    value = float(
+        np.median([abs(answer.defocus_angstrom - case.defocus_angstrom) for case, answer, _ in thick])
+    )
+    other = float(np.median([abs(plain - case.defocus_angstrom) for case, _, plain in thick]))
+    yield Figure(
+        "ctf.thick_error",
+        value,
+        f"Å, median of the defocus of {count} thick specimens",
+        target=f"at most {targets[1]:g}" if targets else "",
+        holds=value <= targets[1] if targets else None,
+        peer="our own fit without nodes",
+        peer_value=other,
+        ratio=other / value,
+    )
+
+
+def _across(case: Case) -> float:
+    """Thickness of the specimen, whatever its tilt."""
+    return case.thickness_angstrom * float(np.cos(np.deg2rad(case.tilt_deg)))

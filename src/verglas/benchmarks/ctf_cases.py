@@ -74,14 +74,52 @@ def make_case(
     exposure = float(np.exp(rng.uniform(*np.log(exposures))))
     b_factor = rng.uniform(40, 120)
     optics = Optics(pixel_size_angstrom)
+    specimen = _make_specimen(number, size * pixel_size_angstrom, thickness, kind, pixel_size_angstrom, tilt)
+    return _simulate(
+        specimen,
+        kind,
+        optics,
+        size,
+        (defocus, astigmatism, angle),
+        (tilt, axis),
+        (exposure, b_factor),
+        number,
+    )
+
+
+def make_thick_case(number: int, size: int, thickness_angstrom: float, tilt_deg: float = 0.0) -> Case:
+    """Simulate ice of this thickness with molecules in it, 20 to 60 e/Å² on `size`² pixels of 1.5 Å.
+
+    The structure of the ice is made in layers of 100 Å, each with the CTF of its own defocus.
+    """
+    rng = np.random.default_rng([number, 77])
+    aberrations = (rng.uniform(6000, 30000), rng.uniform(0, 800), rng.uniform(-90, 90))
+    turn = (tilt_deg, rng.uniform(-90, 90))
+    dose = (float(np.exp(rng.uniform(*np.log((20, 60))))), rng.uniform(30, 100))
+    optics = Optics(1.5)
+    specimen = _make_specimen(number, size * 1.5, thickness_angstrom, "ice", 1.5, tilt_deg)
+    return _simulate(specimen, "ice", optics, size, aberrations, turn, dose, number)
+
+
+def _simulate(
+    specimen: Specimen,
+    kind: str,
+    optics: Optics,
+    size: int,
+    aberrations: tuple[float, float, float],
+    turn: tuple[float, float],
+    dose: tuple[float, float],
+    seed: int,
+) -> Case:
+    """Make the image for a defocus, its astigmatism and angle, a tilt and its axis, an exposure and a B-factor."""
+    (defocus, astigmatism, angle), (tilt, axis), (exposure, b_factor) = aberrations, turn, dose
     matrix = np.eye(4)
     matrix[:3, :3] = _tilt_about(axis, tilt)
     half = astigmatism / 2
     view = View(matrix, defocus + half, defocus - half, angle, exposure_e_per_a2=exposure)
     conditions = Conditions(ice_noise=True, b_factor_a2=b_factor, layer_angstrom=100.0)
-    specimen = _make_specimen(number, size * pixel_size_angstrom, thickness, kind, pixel_size_angstrom, tilt)
-    image = simulate_micrograph(specimen, view, (size, size), optics, conditions=conditions, seed=number)
-    along = thickness / float(np.cos(np.deg2rad(tilt)))
+    image = simulate_micrograph(specimen, view, (size, size), optics, conditions=conditions, seed=seed)
+    along = specimen.extent_angstrom[2] / float(np.cos(np.deg2rad(tilt)))
     return Case(image, optics, defocus, astigmatism, angle, tilt, axis, along, kind, exposure)
 
 

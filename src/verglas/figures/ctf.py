@@ -53,6 +53,7 @@ def draw_rings(
     path: Path,
     *,
     quality: tuple[FloatArray, float] | None = None,
+    nodes: tuple[FloatArray, str] | None = None,
 ) -> None:
     """Draw the average spectrum with its background, and what is left with the fitted CTF, in one and two dimensions.
 
@@ -69,6 +70,8 @@ def draw_rings(
         The PNG to write.
     quality
         `(k,)` correlation of ripple and fit about each frequency, and the resolution in Å at which it ends.
+    nodes
+        Frequencies at which the rings of a thick specimen vanish, 1/Å, and what to call them.
     """
     frequency, scale = curves["frequency"], float(curves["background"].max()) or 1.0
     with house_style():
@@ -89,12 +92,18 @@ def draw_rings(
         lower.plot(frequency, 100 * curves["fit"], color=COLOURS[1], linewidth=1.4, label="CTF, fitted")
         lower.set_ylabel("% of the background")
         lower.set_title("rings")
+        if nodes is not None:
+            for axes in (lower, *more):
+                for i, node in enumerate(nodes[0]):
+                    label = nodes[1] if i == 0 and axes is lower else None
+                    axes.axvline(node, color=COLOURS[2], linewidth=1.1, linestyle=":", label=label)
         shown = _thin([r for r in _RESOLUTIONS if frequency[0] <= 1 / r <= frequency[-1]])
         for axes in (upper, lower, *more):
             axes.set_xlabel("resolution, Å")
             axes.set_xticks([1 / r for r in shown], [f"{r:g}" for r in shown])
             axes.set_xlim(frequency[0], frequency[-1])
-            axes.legend(loc="lower left" if axes in more else "upper right")
+            # Above the lines of the nodes.
+            axes.legend(loc="lower left" if axes in more else "upper right", frameon=True, edgecolor="none")
         disc = figure.add_subplot(grid[:, 1], projection="polar")
         _draw_disc(disc, frequency, direction_deg, maps)
         save_figure(figure, path)

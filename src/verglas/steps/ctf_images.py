@@ -1,6 +1,7 @@
 """Images in `ctf`: micrographs, tilt images and movies, each by itself."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,6 +160,7 @@ def run_image(item: Item, params: "CtfParams", context: Context) -> ItemResult:
         cells, image = _measure(item.name, source, params, pixel, band, choose_device(context.device))
         found, quality, verdict = fit_and_judge(cells, optics, search, fitted)
     u, v, angle = found.principal
+    thickness, thickness_error = quality.tell_thickness(found)
     outputs = _write(item.name, cells, optics, found, quality, context.folder)
     figures = _draw(item.name, image, pixel, cells, found, quality, context.folder)
     values = {
@@ -176,8 +178,8 @@ def run_image(item: Item, params: "CtfParams", context: Context) -> ItemResult:
         "tilt_deg": found.tilt_deg,
         "tilt_error_deg": found.tilt_error_deg,
         "tilt_axis_deg": found.tilt_axis_deg,
-        "thickness_angstrom": quality.thickness_angstrom,
-        "thickness_error_angstrom": quality.thickness_error_angstrom,
+        "thickness_angstrom": thickness,
+        "thickness_error_angstrom": thickness_error,
         "ice_ring": quality.ice_ring,
         "anisotropy": quality.anisotropy,
         "pixel_size_angstrom": pixel,
@@ -215,7 +217,9 @@ def summarise_images(results: dict[str, ItemResult], params: "CtfParams", folder
             "vglCtfConfidence": value["confidence"],
             "vglSampleTilt": value["tilt_deg"],
             "vglSampleTiltAxis": value["tilt_axis_deg"],
-            "vglSampleThickness": value["thickness_angstrom"] or 0.0,
+            # Columns without a value where the rings tell nothing, which is so for all but thick specimens.
+            "rlnMicrographIceThickness": value["thickness_angstrom"] or math.nan,
+            "vglSampleThicknessError": value["thickness_error_angstrom"] or math.nan,
         }
         if not (params.find_phase_shift or params.phase_shift):
             del columns["rlnPhaseShift"]
@@ -243,6 +247,13 @@ def summarise_images(results: dict[str, ItemResult], params: "CtfParams", folder
         "fit resolution": Value(median("fit_resolution_angstrom", 2), "Å", "to which the rings fit; median"),
         "doubtful": Value(doubtful, "images", "whose fit may be wrong"),
     }
+    thick = [value["thickness_angstrom"] for value in found if value["thickness_angstrom"]]
+    if thick:
+        values["thickness"] = Value(
+            round(float(np.median(thick)) / 10),
+            "nm",
+            f"of the specimen, where the rings tell it: in {len(thick)} of {len(found)}; median",
+        )
     return Summary(figures, values, gather_warnings(results), ["micrographs_ctf.star"])
 
 
@@ -385,6 +396,7 @@ def _draw(
         _even_out(profile, quality.resolution_angstrom),
         folder / paths["fit"],
         quality=(quality.correlation, quality.resolution_angstrom),
+        nodes=_label_nodes(found, quality),
     )
     line = np.linspace(-0.5, 0.5, 41)
     y, x = (axis.ravel() for axis in np.meshgrid(line, line, indexing="ij"))
@@ -401,6 +413,14 @@ def _draw(
         folder / paths["surface"],
     )
     return list(paths.values())
+
+
+def _label_nodes(found: "ImageDefocus", quality: "ImageQuality") -> tuple[FloatArray, str] | None:
+    """Where the rings of a thick specimen vanish, and what that tells."""
+    thickness, error = quality.tell_thickness(found)
+    if quality.path is None or thickness is None or error is None:
+        return None
+    return quality.path.nodes, f"nodes of {thickness / 10:.0f} ± {error / 10:.0f} nm"
 
 
 def _even_out(profile: "Profile", end_angstrom: float) -> tuple[FloatArray, FloatArray]:

@@ -138,7 +138,9 @@ class ImageDefocus:
         return np.asarray(self.model.design @ self.fit.values)
 
 
-def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> ImageDefocus:
+def estimate_image(
+    cells: CellSpectra, optics: Optics, search: ImageSearch, strength: FloatArray | None = None
+) -> ImageDefocus:
     """Fit the defocus of an image.
 
     Parameters
@@ -149,6 +151,8 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
         Voltage, Cs and amplitude contrast.
     search
         Ranges and grid.
+    strength
+        `(k,)` or more, of the rings where it is known: negative where a thick specimen inverts them.
 
     Raises
     ------
@@ -163,6 +167,8 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
     rise = _steepest(search.nodes) * float(np.abs(cells.places).sum(axis=1).max())
     grid = DefocusGrid(lowest - min(rise, lowest) - _REACH, search.highest_angstrom + rise + _REACH, 50.0)
     envelope = np.exp(-25.0 * np.square(frequency))
+    if strength is not None:
+        envelope = strength[: len(frequency)] / np.abs(strength[: len(frequency)]).max()
     found: list[tuple[SurfaceFit, float]] = []
     curve = np.full(len(tried.values), -np.inf)
     for phase in _PHASES_DEG if search.with_phase else [search.phase_shift_deg]:
@@ -175,7 +181,8 @@ def estimate_image(cells: CellSpectra, optics: Optics, search: ImageSearch) -> I
     rivals = [one.score for one, _ in found if _differ(one, fit, model)]
     for _ in range(2):
         cells = blur_by_tilt(cells, model, fit)
-        envelope = fit_envelope(cells.spectra, optics, model.design @ fit.values, phase)
+        if strength is None:
+            envelope = fit_envelope(cells.spectra, optics, model.design @ fit.values, phase)
         fit, phase = polish(cells, optics, model, fit, phase, envelope, search.with_phase)
     rival = max(rivals, default=0.0) / max(found[0][0].score, 1e-9) * fit.score
     return ImageDefocus(fit, model, phase, fit.score, rival, tried.values, curve, envelope)

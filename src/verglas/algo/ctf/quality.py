@@ -1,5 +1,6 @@
 """How far the rings of an image can be followed, how thick the specimen is, and what is wrong with the image."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from verglas.algo.ctf.micrograph import (
 from verglas.algo.ctf.profile import Profile, stretch_rows, without_background
 from verglas.algo.ctf.search import astigmatism_offsets, make_rings
 from verglas.algo.ctf.spectra import CellSpectra, ViewSpectra, end_band
+from verglas.algo.ctf.thickness import Path, measure_path
 from verglas.model import Optics
 
 FloatArray = npt.NDArray[np.floating]
@@ -28,8 +30,7 @@ LEAST_CORRELATION = 0.5
 ICE_RING_ANGSTROM = (3.95, 3.6)
 """Where crystalline ice has its strongest rings."""
 
-_LEAST_THICKNESS_GAIN = 12.5  # of the logarithm of the likelihood: five standard deviations
-_THICKEST = 8000.0
+_NEAR_NODE = 0.25  # of what lies between two nodes: rings are too weak there to be judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,9 @@ class ImageQuality:
         where they were not measured.
     anisotropy, anisotropy_error
         By which share rings are weaker in one direction than on average, as drift makes them.
-    thickness_angstrom, thickness_error_angstrom
-        Of the specimen along the beam, where the rings vanish and come back inverted; none where they do not.
+    path
+        The way through the specimen along the beam, where the rings vanish and come back inverted; none where they
+        do not.
     """
 
     profile: Profile
@@ -62,11 +64,23 @@ class ImageQuality:
     ice_ring: float | None
     anisotropy: float
     anisotropy_error: float
-    thickness_angstrom: float | None
-    thickness_error_angstrom: float | None
+    path: Path | None
+
+    def tell_thickness(self, found: ImageDefocus) -> tuple[float | None, float | None]:
+        """Thickness of the specimen and its standard error, Å: of a tilted one across it, not along the beam."""
+        if self.path is None:
+            return None, None
+        tilt, error = (math.radians(angle) for angle in (found.tilt_deg, found.tilt_error_deg))
+        share = math.cos(tilt)
+        spread = math.hypot(
+            share * self.path.error_angstrom, math.sin(tilt) * error * self.path.length_angstrom
+        )
+        return share * self.path.length_angstrom, spread
 
 
-def judge_image(cells: CellSpectra, optics: Optics, found: ImageDefocus) -> ImageQuality:
+def judge_image(
+    cells: CellSpectra, optics: Optics, found: ImageDefocus, path: Path | None = None
+) -> ImageQuality:
     """Measure how good a fit is.
 
     Parameters
@@ -77,16 +91,18 @@ def judge_image(cells: CellSpectra, optics: Optics, found: ImageDefocus) -> Imag
         Voltage, Cs and amplitude contrast.
     found
         The fit.
+    path
+        What the rings say of the specimen's thickness.
     """
     spectra = cells.spectra
-    thickness, error, strength = measure_thickness(spectra, optics, found)
+    strength = _fit_strength(spectra, optics, found) if path is None else path.strength
     profile, correlation = _make_profile(spectra, optics, found, strength)
-    end = _find_end(profile, correlation, found, optics)
+    end = _find_end(profile, correlation, _list_near_nodes(profile.frequency, optics, path))
     fitted = profile.frequency <= max(1 / end, profile.frequency[min(20, len(profile.frequency) - 1)])
     merit = _correlate(
         profile.ripple[fitted], profile.fit[fitted], profile.frequency[fitted], np.ones((1, fitted.sum()))
     )
-    anisotropy, anisotropy_error = _measure_anisotropy(spectra, optics, found, end)
+    anisotropy, anisotropy_error = _measure_anisotropy(spectra, optics, found, end, np.sign(strength))
     return ImageQuality(
         profile,
         correlation,
@@ -95,8 +111,7 @@ def judge_image(cells: CellSpectra, optics: Optics, found: ImageDefocus) -> Imag
         _measure_ice_ring(spectra),
         anisotropy,
         anisotropy_error,
-        thickness,
-        error,
+        path,
     )
 
 
@@ -141,41 +156,14 @@ def _rise(value: float, low: float, high: float) -> float:
     return float(np.clip((value - low) / (high - low), 0, 1))
 
 
-def measure_thickness(
-    spectra: ViewSpectra, optics: Optics, found: ImageDefocus
-) -> tuple[float | None, float | None, FloatArray]:
-    """Fit the strength of the rings by a Gaussian fall-off, with and without the node of a thick specimen.
-
-    Layers of a specimen of thickness t have rings of their own defoci, which add up to the rings of the middle
-    times sin(x) / x, x = π λ s² t (McMullan et al. 2015; Elferich et al. 2024).
-
-    Returns
-    -------
-    tuple
-        Thickness and its standard error, none where no node is seen; `(k,)` the fitted strength.
-    """
-    frequency, (total, possible) = (
-        spectra.frequency,
-        sum_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg),
-    )
-    square = np.square(frequency)
-    thickness = np.arange(0.0, _THICKEST, 50.0)
-    nodes = np.sinc(optics.wavelength_angstrom * square * thickness[:, None])
-    falls = ring_strengths(frequency)
-    norm = np.maximum((nodes**2 * possible) @ (falls**2).T, 1e-12)
-    share = np.maximum((nodes * total) @ falls.T, 0)
-    gains = 0.5 * share**2 / norm
-    row, column = (int(i) for i in np.unravel_index(int(gains.argmax()), gains.shape))
-    profile = gains.max(axis=1)
-    likely = np.exp(profile - profile.max())
-    mean = float((likely * thickness).sum() / likely.sum())
-    error = float(np.sqrt((likely * np.square(thickness - mean)).sum() / likely.sum()))
-    has_node = optics.wavelength_angstrom * square[-1] * mean > 1.0 and error < 0.25 * mean
-    is_seen = gains[row, column] - gains[0].max() >= _LEAST_THICKNESS_GAIN and has_node
-    if not is_seen:
-        row, column = 0, int(gains[0].argmax())
-    strength = share[row, column] / norm[row, column] * nodes[row] * falls[column]
-    return (mean, max(error, 15.0), strength) if is_seen else (None, None, strength)
+def _fit_strength(spectra: ViewSpectra, optics: Optics, found: ImageDefocus) -> FloatArray:
+    """`(k,)` strength of the rings of a specimen without nodes: the likeliest of those that fall off."""
+    total, possible = sum_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg)
+    falls = ring_strengths(spectra.frequency)
+    norm = np.maximum(falls**2 @ possible, 1e-12)
+    share = np.maximum(falls @ total, 0)
+    best = int((share**2 / norm).argmax())
+    return np.asarray(share[best] / norm[best] * falls[best])
 
 
 def _make_profile(
@@ -225,28 +213,36 @@ def _correlate(one: FloatArray, other: FloatArray, weight: FloatArray, near: Flo
     return np.asarray((share * first * second).sum(axis=1) / np.maximum(size, 1e-30))
 
 
-def _find_end(profile: Profile, correlation: FloatArray, found: ImageDefocus, optics: Optics) -> float:
-    """Resolution at which the correlation falls below a half for good part of a ring."""
+def _list_near_nodes(frequency: FloatArray, optics: Optics, path: Path | None) -> npt.NDArray[np.bool_]:
+    """`(k,)` where the rings of a thick specimen vanish."""
+    if path is None:
+        return np.zeros(len(frequency), dtype=bool)
+    place = optics.wavelength_angstrom * np.square(frequency) * path.length_angstrom
+    return np.asarray((np.abs(place - np.round(place)) < _NEAR_NODE) & (place > 0.5))
+
+
+def _find_end(profile: Profile, correlation: FloatArray, is_near_node: npt.NDArray[np.bool_]) -> float:
+    """Resolution at which the correlation falls below a half for good part of a ring, nodes left out."""
     smooth = uniform_filter1d(correlation, 5, mode="nearest")
     good = smooth >= LEAST_CORRELATION
     # The first rings often are not what they should: the way up to the best of them is not judged.
     start = int(smooth[: max(3, len(smooth) // 3)].argmax())
-    bad = np.flatnonzero(~good[start:])
-    end = start + (int(bad[0]) if len(bad) else len(good) - start) - 1
-    return float(1 / profile.frequency[max(end, 0)])
+    bad = np.flatnonzero(~(good | is_near_node)[start:])
+    end = start + (int(bad[0]) if len(bad) else len(good) - start)
+    seen = np.flatnonzero(good[:end])
+    return float(1 / profile.frequency[int(seen[-1]) if len(seen) else 0])
 
 
 def _measure_anisotropy(
-    spectra: ViewSpectra, optics: Optics, found: ImageDefocus, end_angstrom: float
+    spectra: ViewSpectra, optics: Optics, found: ImageDefocus, end_angstrom: float, sign: FloatArray
 ) -> tuple[float, float]:
     """How much the strength of the rings varies over the directions, in the upper half of what shows rings."""
     top = 1 / end_angstrom
     used = (spectra.frequency <= top) & (
         spectra.frequency >= spectra.frequency[0] + 0.5 * (top - spectra.frequency[0])
     )
-    rings = make_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg).T.reshape(
-        spectra.power.shape
-    )
+    rings = make_rings(spectra, optics, found.row_defocus(), found.phase_shift_deg).T
+    rings = (sign * rings).reshape(spectra.power.shape)
     weighted = (spectra.samples * rings)[..., used]
     total = (weighted * flatten_spectra(spectra).ripple[..., used]).sum(axis=(0, 2))
     possible = (weighted * rings[..., used]).sum(axis=(0, 2))
@@ -284,6 +280,16 @@ def fit_and_judge(
     UserError
         When the band holds fewer than two zeros of the CTF at any defocus in the range.
     """
-    found = estimate_image(end_band(cells, highest_angstrom), optics, search)
-    quality = judge_image(blur_by_tilt(cells, found.model, found.fit), optics, found)
+    fitted = end_band(cells, highest_angstrom)
+    found = estimate_image(fitted, optics, search)
+    path = _see_path(cells, optics, found)
+    if path is not None:
+        found = estimate_image(fitted, optics, search, path.strength)
+        path = _see_path(cells, optics, found)
+    quality = judge_image(blur_by_tilt(cells, found.model, found.fit), optics, found, path)
     return found, quality, give_verdict(found, quality)
+
+
+def _see_path(cells: CellSpectra, optics: Optics, found: ImageDefocus) -> Path | None:
+    spectra = blur_by_tilt(cells, found.model, found.fit).spectra
+    return measure_path(spectra, optics, found.row_defocus(), found.phase_shift_deg)
