@@ -150,10 +150,14 @@ def fit_profile(
     scale = max(float(np.trace(matrix)) / count, 1e-12)
     matrix += 1e-9 * scale * np.eye(count)
     rough, hold = second_differences(count), smooth * scale
-    if noise is not None:
-        variance = max(noise, 1e-12) ** 2
-        hold = variance * choose_hold(matrix / variance, right / variance, rough, hold / variance)
-    return Profile(np.asarray(np.linalg.solve(matrix + hold * rough, right)), spacing)
+    if noise is None:
+        return Profile(np.asarray(np.linalg.solve(matrix + hold * rough, right)), spacing)
+    variance = max(noise, 1e-12) ** 2
+    hold = variance * choose_hold(matrix / variance, right / variance, rough, hold / variance)
+    found = np.linalg.solve(matrix + hold * rough, right)
+    # What smooths a profile makes it weaker too; how strong it is, the values say.
+    strength = float(found @ right) / max(float(found @ matrix @ found), 1e-30)
+    return Profile(np.asarray(strength * found), spacing)
 
 
 def choose_hold(matrix: FloatArray, right: FloatArray, rough: FloatArray, least: float) -> float:
