@@ -63,7 +63,8 @@ def _find_nearest(path_xy: FloatArray, points_xy: FloatArray) -> tuple[FloatArra
     nearest = np.zeros(len(points_xy), dtype=np.int64)
     near = np.flatnonzero(distance < _FAR)
     distance = np.minimum(distance, _FAR)
-    around = (coarse[near] * _COARSE + np.arange(-_COARSE, _COARSE + 1)[:, None]) % len(path_xy)
+    first = np.asarray(coarse, dtype=np.int64)[near] * _COARSE
+    around = (first + np.arange(-_COARSE, _COARSE + 1)[:, None]) % len(path_xy)
     x, y = (path_xy[around, k] - points_xy[near, k] for k in (0, 1))
     squares = x * x + y * y
     best = squares.argmin(axis=0)
