@@ -18,7 +18,9 @@ from verglas.units import electron_wavelength_angstrom
 FloatArray = npt.NDArray[np.float64]
 
 PIXEL = 2.0
-_FAR = 60.0
+_FAR = 40.0
+"""Distance beyond which no membrane is drawn, pixels."""
+_COARSE = 10
 _FRINGES = 96
 
 
@@ -46,14 +48,29 @@ def sample_bezier(control_xy: Sequence[tuple[float, float]], extend: float = 0.4
 
 def measure_distance(path_xy: FloatArray, points_xy: FloatArray) -> FloatArray:
     """Signed distance `(n,)` to the nearest of many points of a curve, positive to the left of x for growing y."""
-    distance, nearest = cKDTree(path_xy).query(points_xy, distance_upper_bound=_FAR)
-    distance, nearest = np.minimum(distance, _FAR), np.minimum(nearest, len(path_xy) - 1)
+    distance, nearest = _find_nearest(path_xy, points_xy)
     following = np.clip(nearest + 1, 1, len(path_xy) - 1)
     ahead = path_xy[following] - path_xy[following - 1]
     away = points_xy - path_xy[nearest]
     # The normal is (y of the tangent across x): (dx, -dy) in yx is (-dy, dx) in xy.
     side = np.sign(-away[:, 0] * ahead[:, 1] + away[:, 1] * ahead[:, 0])
     return np.asarray(distance * side)
+
+
+def _find_nearest(path_xy: FloatArray, points_xy: FloatArray) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    """Return the distance `(n,)` to the nearest point of a path, at most `_FAR`, and its number."""
+    distance, coarse = cKDTree(path_xy[::_COARSE]).query(points_xy, distance_upper_bound=_FAR)
+    nearest = np.zeros(len(points_xy), dtype=np.int64)
+    near = np.flatnonzero(distance < _FAR)
+    distance = np.minimum(distance, _FAR)
+    first = np.asarray(coarse, dtype=np.int64)[near] * _COARSE
+    around = (first + np.arange(-_COARSE, _COARSE + 1)[:, None]) % len(path_xy)
+    x, y = (path_xy[around, k] - points_xy[near, k] for k in (0, 1))
+    squares = x * x + y * y
+    best = squares.argmin(axis=0)
+    nearest[near] = around[best, np.arange(len(near))]
+    distance[near] = np.sqrt(squares[best, np.arange(len(near))])
+    return distance, nearest
 
 
 def bilayer(

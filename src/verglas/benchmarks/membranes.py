@@ -40,7 +40,7 @@ PAIR = (sample_arc((-34, 0), 8, 0.002, 220), sample_arc((34, 4), 172, 0.003, 220
 def run(quick: bool) -> Iterator[Figure]:
     """Measure averages, then subtract from particles of growing difficulty."""
     yield from _analyze(3 if quick else 12)
-    count = 24 if quick else 100
+    count = 24 if quick else 200
     looks: dict[str, Look] = {
         "snr_0.5": Look((ARC,), 0.5),
         "snr_0.1": Look((ARC,), 0.1),

@@ -28,9 +28,19 @@ def draw_ring(centre_xy: tuple[float, float], radius: float, waves: tuple[float,
 
 
 def make_micrograph(
-    size: int, noise: float, *, rings: int = 1, gap: float = 18.0, sigma: float = 3.5, seed: int = 0
+    size: int,
+    noise: float,
+    *,
+    rings: int = 1,
+    gap: float = 18.0,
+    sigma: float = 3.5,
+    seed: int = 0,
+    opposite: bool = False,
 ) -> VesicleCase:
-    """Simulate a micrograph of one vesicle of 190 to 230 pixels radius, or of two that cross."""
+    """Simulate a micrograph of one vesicle of 190 to 230 pixels radius, or of two that cross.
+
+    One with the `opposite` noise errs by as much to the other side, but for what a fit itself gets wrong.
+    """
     rng = np.random.default_rng(seed)
     y, x = (one.ravel().astype(float) for one in np.mgrid[:size, :size])
     points = np.stack([x, y], axis=1)
@@ -45,6 +55,6 @@ def make_micrograph(
         distance = np.abs(measure_distance(ring, points))
         membranes += bilayer(distance, gap, sigma, sigma)
         mask = np.maximum(mask, (distance < 8).astype(float))
-    image = membranes + rng.normal(0, noise, len(membranes))
+    image = membranes + (-1 if opposite else 1) * rng.normal(0, noise, len(membranes))
     shape = (size, size)
     return VesicleCase(image.reshape(shape), membranes.reshape(shape), mask.reshape(shape), PIXEL)

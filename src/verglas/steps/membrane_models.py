@@ -66,9 +66,6 @@ def find_models(
     What is read must have been made from the same table, averages and stacks, whose digest is returned: a job that
     was killed may go on with others. Every part would write the same, so it does not matter which does.
     """
-    from dataclasses import replace
-
-    from verglas.algo.membranes.profiles import Profile
     from verglas.algo.membranes.sets import learn_class
 
     pixel = particles.table.particles.optics[0].pixel_size_angstrom
@@ -84,9 +81,7 @@ def find_models(
         maps = build_maps(own, box, pixel, ctf=ctf)
         start = start_class(own, maps, pixel)
         if str(number) in known:
-            one = known[str(number)]
-            profiles = tuple(Profile(np.array(profile)) for profile in one["profiles"])
-            models[number] = replace(start, profiles=profiles, spread=np.array(one["spread_px"]))
+            models[number] = _unpack(known[str(number)], start)
             continue
         chosen = rows[np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int)]
         first = start
@@ -96,15 +91,39 @@ def find_models(
 
         models[number] = learn_class(start, give)
     if not known:
-        classes = {
-            str(number): {
-                "profiles": [one.coefficients.tolist() for one in model.profiles],
-                "spread_px": model.spread.tolist(),
-            }
-            for number, model in models.items()
-        }
+        classes = {str(number): _pack(model) for number, model in models.items()}
         write_text(path, json.dumps({"made_from": source, "classes": classes}))
     return models, source
+
+
+def _pack(model: "ClassModel") -> dict[str, Any]:
+    """Return what was learnt of a class, for a file."""
+    assert model.power is not None
+    assert model.crowded is not None
+    return {
+        "profiles": [one.coefficients.tolist() for one in model.profiles],
+        "spread_px": model.spread.tolist(),
+        "noise_power": model.power.tolist(),
+        "crowded_blocks": np.argwhere(model.crowded).tolist(),
+        "blocks": list(model.crowded.shape),
+    }
+
+
+def _unpack(told: dict[str, Any], start: "ClassModel") -> "ClassModel":
+    """Return the model of a class of which `_pack` told."""
+    from dataclasses import replace
+
+    from verglas.algo.membranes.profiles import Profile
+
+    crowded = np.zeros(told["blocks"], dtype=bool)
+    crowded[tuple(np.array(told["crowded_blocks"], dtype=int).reshape(-1, 3).T)] = True
+    return replace(
+        start,
+        profiles=tuple(Profile(np.array(one)) for one in told["profiles"]),
+        spread=np.array(told["spread_px"]),
+        power=np.array(told["noise_power"]),
+        crowded=crowded,
+    )
 
 
 def _digest(particles: "FlatParticles", records: "list[MembraneRecord]", *, ctf: bool) -> str:

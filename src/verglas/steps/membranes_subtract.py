@@ -5,7 +5,8 @@ What the job folder holds
 ==========================  ==================================================================================
 `particles.star` or `.cs`   the table that came in, with the new images
 `stacks/<part>.mrcs`        the images without membranes, 500 particles each
-`classes.json`              profiles of the membranes of each class, and how far they lie from the poses
+`classes.json`              profiles of the membranes of each class, how far they lie from the poses, the power of
+                            the noise by frequency, and blocks in which the class has something else
 ==========================  ==================================================================================
 """
 

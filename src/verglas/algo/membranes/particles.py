@@ -4,7 +4,8 @@ The model of a particle is, for each membrane of its class, scale * profile(dist
 and position are those of the class average's curve at the particle's pose. The move is a parabola of the position:
 place, angle and curvature. Scales follow by least squares; moves are held by how much they scatter in the set.
 
-Blocks of pixels along and across the curve that do not follow the model, such as a protein, get no weight.
+Blocks of pixels along and across the curve that do not follow the model, such as a protein, get no weight, nor do
+those where the class as a whole does not. Where noise has a colour, the equations weigh frequencies by it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from verglas.algo.membranes.blocks import ACROSS, ALONG, Blocks, weigh_blocks
 from verglas.algo.membranes.curves import Arc
 from verglas.algo.membranes.profiles import Profile
 from verglas.algo.membranes.shapes import Shape
@@ -23,9 +25,7 @@ BOUND = 5.0
 """Farthest that a membrane may lie from where the pose puts it, pixels."""
 _ROUNDS = 3
 _ABSOLUTE_ROUNDS = 20
-_ALONG, _ACROSS = 8.0, 6.0
-_FULL, _NONE = 2.5, 4.5
-"""Standard deviations of a block from the model up to which it counts fully, and beyond which not at all."""
+_PARTS = 6
 _MARGIN = 16
 
 
@@ -105,16 +105,13 @@ class Region:
     distance, position
         `(m, k)` from each membrane.
     blocks
-        `(k,)` number of the block along and across the nearest membrane.
-    grid
-        Shape of the blocks: membranes, along, across.
+        Along and across the nearest membrane.
     """
 
     pixels: npt.NDArray[np.int64]
     distance: FloatArray
     position: FloatArray
-    blocks: npt.NDArray[np.int64]
-    grid: tuple[int, int, int]
+    blocks: Blocks
 
 
 def find_region(maps: CurveMaps, psi_deg: float, origin_yx: tuple[float, float]) -> Region:
@@ -155,21 +152,44 @@ def find_region(maps: CurveMaps, psi_deg: float, origin_yx: tuple[float, float])
 
     distance = np.array([read(one) for one in flat])
     position = np.array([read(one.ravel()) for one in maps.position])
-    return Region(pixels, distance, position, *_make_blocks(distance, position, maps))
+    return Region(pixels, distance, position, _make_blocks(distance, position, maps))
 
 
-def _make_blocks(
-    distance: FloatArray, position: FloatArray, maps: CurveMaps
-) -> tuple[npt.NDArray[np.int64], tuple[int, int, int]]:
+def _make_blocks(distance: FloatArray, position: FloatArray, maps: CurveMaps) -> Blocks:
     nearest = np.argmin(np.abs(distance), axis=0)
     rows = np.arange(distance.shape[1])
     reach = float(maps.half_width.max()) + BOUND + 2
-    along = ((position[nearest, rows] + 2) * maps.box / 2 / _ALONG).astype(np.int64)
-    across = ((distance[nearest, rows] + reach) / _ACROSS).astype(np.int64)
-    grid = (len(distance), int(4 * maps.box / 2 / _ALONG) + 1, int(2 * reach / _ACROSS) + 1)
+    along = ((position[nearest, rows] + 2) * maps.box / 2 / ALONG).astype(np.int64)
+    across = ((distance[nearest, rows] + reach) / ACROSS).astype(np.int64)
+    grid = (len(distance), int(4 * maps.box / 2 / ALONG) + 1, int(2 * reach / ACROSS) + 1)
     along = np.clip(along, 0, grid[1] - 1)
     across = np.clip(across, 0, grid[2] - 1)
-    return (nearest * grid[1] + along) * grid[2] + across, grid
+    return Blocks((nearest * grid[1] + along) * grid[2] + across, grid)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the membranes of a particle before they are fitted.
+
+    Parameters
+    ----------
+    profiles
+        Of each membrane, as this particle sees them.
+    whitened
+        The same over the power of the noise, or the same where it is white.
+    spread
+        `(m, 3)` standard deviations of the moves in the set, pixels.
+    half_width
+        `(m,)` to which distance each reaches.
+    crowded
+        Whether the class has something else there, in the shape of its blocks; nothing is fitted where it has.
+    """
+
+    profiles: Sequence[Profile]
+    whitened: Sequence[Profile]
+    spread: FloatArray
+    half_width: FloatArray
+    crowded: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +230,7 @@ def move_basis(position: FloatArray) -> FloatArray:
 def fit_membranes(
     values: FloatArray,
     region: Region,
-    profiles: Sequence[Profile],
-    spread: FloatArray,
-    half_width: FloatArray,
+    known: Known,
     *,
     either_sign: bool = False,
     absolute: bool = False,
@@ -225,45 +243,39 @@ def fit_membranes(
         `(k,)` grey of the region's pixels.
     region
         From `find_region`.
-    profiles
-        Of each membrane, as this particle sees them.
-    spread
-        `(m, 3)` standard deviations of the moves in the set, pixels.
-    half_width
-        `(m,)` to which distance each reaches.
+    known
+        Profiles, and what holds them.
     either_sign
         Whether scales may be negative where the search begins.
     absolute
         Whether the scales make the sum of absolute differences smallest, not that of squares.
     """
-    weight = np.ones(len(values))
-    moves = np.zeros((len(profiles), 3))
-    scales = np.ones(len(profiles))
-    for number, profile in enumerate(profiles):
-        moves[number, 0], scales[number] = _search_place(
-            values, region, number, profile, spread[number, 0], either_sign
-        )
+    count = len(known.profiles)
+    free = np.ones(len(values))
+    if known.crowded is not None:
+        free -= known.crowded.ravel()[region.blocks.index]
+    weight = free
+    moves, scales = _search_places(values, region, known, either_sign=either_sign)
     noise = float(values.std())
-    inverse = np.eye(1)
-    membrane = background = np.zeros(len(values))
-    for turn in range(_ROUNDS):
-        columns, holds, pulls = _build_columns(region, profiles, moves, scales, spread, half_width, noise)
-        matrix = (columns * weight) @ columns.T + np.diag(holds)
-        right = (columns * weight) @ values + pulls
-        inverse = np.linalg.inv(matrix + 1e-9 * np.trace(matrix) / len(matrix) * np.eye(len(matrix)))
-        solved = inverse @ right
-        scales, changes = _read_solution(solved, scales, len(profiles))
+    bases = [move_basis(position) for position in region.position]
+    beside = _draw_beside(region, known)
+    looks = [_look_across(known, number, region, bases, moves) for number in range(count)]
+    for _ in range(_ROUNDS):
+        columns, tests = _build_columns(looks, bases, beside)
+        holds, pulls = _hold_moves(moves, scales, known.spread, noise, len(columns))
+        solved, inverse = _solve(columns, tests * weight, values, holds, pulls)
+        scales, changes = _read_solution(solved, scales, count)
         moves = np.clip(moves + changes, -BOUND, BOUND)
-        membrane = evaluate_membranes(region, profiles, moves, scales)
-        background = solved[4 * len(profiles) :] @ columns[4 * len(profiles) :]
-        rest = values - membrane - background
-        weight, noise = weigh_blocks(rest, region)
-        if turn == _ROUNDS - 1:
-            beside = columns[4 * len(profiles) :]
-            scales = _finish_scales(values, region, profiles, moves, weight, beside, absolute=absolute)
-            membrane = evaluate_membranes(region, profiles, moves, scales)
+        looks = [_look_across(known, number, region, bases, moves) for number in range(count)]
+        background = solved[4 * count :] @ beside
+        rest = values - background - scales @ np.array([look.value for look in looks])
+        weight, noise = weigh_blocks(rest, region.blocks)
+        weight *= free
+    grey = np.array([look.value for look in looks])
+    columns = np.concatenate([grey, beside])
+    tests = np.concatenate([[look.test for look in looks], beside])
+    scales = _finish_scales(values, columns, tests, weight, absolute=absolute)[:count]
     errors = noise * np.sqrt(np.maximum(np.diag(inverse), 0))
-    count = len(profiles)
     safe = np.maximum(np.abs(scales), 1e-6)[:, None]
     return Fit(
         scales,
@@ -272,97 +284,121 @@ def fit_membranes(
         errors[count : 4 * count].reshape(count, 3) / safe,
         weight,
         noise,
-        membrane,
+        scales @ grey,
         background,
     )
 
 
-def evaluate_membranes(
-    region: Region, profiles: Sequence[Profile], moves: FloatArray, scales: FloatArray
-) -> FloatArray:
-    """Return the grey `(k,)` of the membranes at a region's pixels."""
-    total = np.zeros(len(region.pixels))
-    for number, profile in enumerate(profiles):
-        shift = moves[number] @ move_basis(region.position[number])
-        total += scales[number] * profile.evaluate(region.distance[number] - shift)
-    return total
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """Grey of a membrane at the region's pixels and its derivative across `(k,)`; both whitened are the tests."""
+
+    value: FloatArray
+    slope: FloatArray
+    test: FloatArray
+    test_slope: FloatArray
 
 
-def _search_place(
-    values: FloatArray, region: Region, number: int, profile: Profile, spread: float, either_sign: bool
-) -> tuple[float, float]:
-    """Find by how much the membrane lies off, and its scale, from medians along the curve."""
+def _look_across(
+    known: Known, number: int, region: Region, bases: Sequence[FloatArray], moves: FloatArray
+) -> _Look:
+    distance = region.distance[number] - moves[number] @ bases[number]
+    profile, whitened = known.profiles[number], known.whitened[number]
+    value, slope = profile.evaluate_both(distance)
+    if whitened is profile:
+        return _Look(value, slope, value, slope)
+    return _Look(value, slope, *whitened.evaluate_both(distance))
+
+
+def _search_places(
+    values: FloatArray, region: Region, known: Known, *, either_sign: bool
+) -> tuple[FloatArray, FloatArray]:
+    """Find by how much each membrane lies off, as moves `(m, 3)`, and its scale, from medians along the curve."""
+    moves, scales = np.zeros((len(known.profiles), 3)), np.ones(len(known.profiles))
+    noise = float(values.std()) ** 2 * 1.5
+    for number, profile in enumerate(known.profiles):
+        places, line, counts = _find_line(values, region, number, profile)
+        shifts = np.arange(-BOUND, BOUND + 0.25, 0.5)
+        away = places - shifts[:, None]
+        share = (counts > 0) * (np.abs(away) <= profile.half_width) * counts / noise
+        model = profile.evaluate(away)
+        total = np.maximum(share.sum(axis=1), 1e-30)
+        model -= ((share * model).sum(axis=1) / total)[:, None]
+        energy = (share * model**2).sum(axis=1)
+        scale = (share * model) @ line / np.maximum(energy, 1e-30)
+        gain = scale**2 * energy / 2
+        gain -= shifts**2 / (2 * max(known.spread[number, 0], 1e-3) ** 2)
+        possible = ((share > 0).sum(axis=1) >= 8) & (energy > 0) & ((scale > 0) | either_sign)
+        if possible.any():
+            best = int(np.argmax(np.where(possible, gain, -np.inf)))
+            moves[number, 0], scales[number] = shifts[best], scale[best]
+    return moves, scales
+
+
+def _find_line(
+    values: FloatArray, region: Region, number: int, profile: Profile
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return distances, the median grey of parts of the curve at each, and of how many pixels, 0 where too few."""
     distance = region.distance[number]
     reach = int(np.ceil(profile.half_width + BOUND))
     bins = np.rint(distance).astype(np.int64) + reach
     inside = (bins >= 0) & (bins <= 2 * reach)
-    parts = 6
-    along = np.clip(((region.position[number] + 1) / 2 * parts).astype(np.int64), 0, parts - 1)
+    along = np.clip(((region.position[number] + 1) / 2 * _PARTS).astype(np.int64), 0, _PARTS - 1)
     index = along[inside] * (2 * reach + 1) + bins[inside]
-    size = parts * (2 * reach + 1)
-    counts = np.bincount(index, minlength=size).reshape(parts, -1)
-    sums = np.bincount(index, values[inside], minlength=size).reshape(parts, -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(counts > 2, sums / counts, np.nan)
+    size = _PARTS * (2 * reach + 1)
+    counts = np.bincount(index, minlength=size).reshape(_PARTS, -1)
+    sums = np.bincount(index, values[inside], minlength=size).reshape(_PARTS, -1)
+    means = np.where(counts > 2, sums / np.maximum(counts, 1), np.nan)
     whole = np.isfinite(means).sum(axis=0) > 1
     line = np.zeros(means.shape[1])
     line[whole] = np.nanmedian(means[:, whole], axis=0)
-    total = np.maximum(counts.sum(axis=0), 1)
-    noise = float(values.std()) ** 2 * 1.5 / total
-    places = np.arange(-reach, reach + 1).astype(float)
-    best, found = -np.inf, (0.0, 1.0)
-    for shift in np.arange(-BOUND, BOUND + 0.25, 0.5):
-        model = profile.evaluate(places - shift)
-        inside_now = whole & (np.abs(places - shift) <= profile.half_width)
-        if inside_now.sum() < 8:
-            continue
-        share = inside_now / noise
-        centred = model - (share @ model) / share.sum()
-        energy = share @ centred**2
-        if energy <= 0:
-            continue
-        scale = float((share @ (centred * line)) / energy)
-        gain = scale**2 * energy / 2 if either_sign or scale > 0 else 0.0
-        gain -= shift**2 / (2 * max(spread, 1e-3) ** 2)
-        if gain > best:
-            best, found = gain, (float(shift), scale)
-    return found
+    return np.arange(-reach, reach + 1.0), line, whole * counts.sum(axis=0).astype(float)
+
+
+def _draw_beside(region: Region, known: Known) -> FloatArray:
+    """Return what the background consists of: across each membrane a ramp, and a constant."""
+    ramps = [
+        np.clip(one / width, -1, 1) for one, width in zip(region.distance, known.half_width, strict=True)
+    ]
+    return np.array([*ramps, np.ones(len(region.pixels))])
 
 
 def _build_columns(
-    region: Region,
-    profiles: Sequence[Profile],
-    moves: FloatArray,
-    scales: FloatArray,
-    spread: FloatArray,
-    half_width: FloatArray,
-    noise: float,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return columns of the least squares problem and what holds the moves to their prior.
+    looks: Sequence[_Look], bases: Sequence[FloatArray], beside: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return what the unknowns multiply, and what the equations are tested with: the same where noise is white.
 
-    Scales come first, then three moves of each membrane, then the background: a constant and, across each membrane,
-    a ramp.
+    Scales come first, then three moves of each membrane, then the background.
     """
-    count = len(profiles)
-    size = 5 * count + 1
-    columns = np.empty((size, len(region.pixels)))
+    slopes = [-look.slope * basis for look, basis in zip(looks, bases, strict=True)]
+    columns = np.concatenate([[look.value for look in looks], *slopes, beside])
+    if all(look.test is look.value for look in looks):
+        return columns, columns
+    slopes = [-look.test_slope * basis for look, basis in zip(looks, bases, strict=True)]
+    return columns, np.concatenate([[look.test for look in looks], *slopes, beside])
+
+
+def _hold_moves(
+    moves: FloatArray, scales: FloatArray, spread: FloatArray, noise: float, size: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return how strongly the unknowns are held `(size,)`, and what pulls them: moves, by their prior."""
+    count = len(scales)
     holds, pulls = np.zeros(size), np.zeros(size)
-    for number, profile in enumerate(profiles):
-        basis = move_basis(region.position[number])
-        shift = moves[number] @ basis
-        value, slope = profile.evaluate_both(region.distance[number] - shift)
-        columns[number] = value
-        columns[count + 3 * number : count + 3 * number + 3] = -slope * basis
-        ramp = np.clip(region.distance[number] / half_width[number], -1, 1)
-        columns[4 * count + number] = ramp
-        # Unknowns are scale * change of the move; its prior is on the move.
-        scale = np.sign(scales[number]) * max(abs(scales[number]), 0.2)
-        for k in range(3):
-            hold = noise**2 / (scale * max(spread[number, k], 1e-3)) ** 2
-            holds[count + 3 * number + k] = hold
-            pulls[count + 3 * number + k] = -hold * scale * moves[number, k]
-    columns[-1] = 1.0
-    return columns, holds, pulls
+    # Unknowns are scale * change of the move; its prior is on the move.
+    scale = (np.sign(scales) * np.maximum(np.abs(scales), 0.2))[:, None]
+    hold = noise**2 / (scale * np.maximum(spread, 1e-3)) ** 2
+    holds[count : 4 * count] = hold.ravel()
+    pulls[count : 4 * count] = (-hold * scale * moves).ravel()
+    return holds, pulls
+
+
+def _solve(
+    columns: FloatArray, tests: FloatArray, values: FloatArray, holds: FloatArray, pulls: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the unknowns and the inverse of the matrix of their equations."""
+    matrix = tests @ columns.T + np.diag(holds)
+    inverse = np.linalg.inv(matrix + 1e-9 * np.trace(matrix) / len(matrix) * np.eye(len(matrix)))
+    return inverse @ (tests @ values + pulls), inverse
 
 
 def _read_solution(solved: FloatArray, scales: FloatArray, count: int) -> tuple[FloatArray, FloatArray]:
@@ -374,60 +410,14 @@ def _read_solution(solved: FloatArray, scales: FloatArray, count: int) -> tuple[
 
 
 def _finish_scales(
-    values: FloatArray,
-    region: Region,
-    profiles: Sequence[Profile],
-    moves: FloatArray,
-    weight: FloatArray,
-    background: FloatArray,
-    *,
-    absolute: bool,
+    values: FloatArray, columns: FloatArray, tests: FloatArray, weight: FloatArray, *, absolute: bool
 ) -> FloatArray:
-    """Return the scales once the moves and the weights stand."""
-    count = len(profiles)
-    models = [
-        _evaluate_one(region, number, profile, moves[number]) for number, profile in enumerate(profiles)
-    ]
-    columns = np.concatenate([np.array(models), background])
-    share, solved = weight, np.zeros(len(columns))
+    """Return the scales, and the background, once the moves and the weights stand."""
+    none = np.zeros(len(columns))
+    share, solved = weight, none
     for _ in range(_ABSOLUTE_ROUNDS if absolute else 1):
-        matrix = (columns * share) @ columns.T
-        matrix += 1e-9 * np.trace(matrix) / len(matrix) * np.eye(len(matrix))
-        solved = np.linalg.solve(matrix, (columns * share) @ values)
+        solved, _inverse = _solve(columns, tests * share, values, none, none)
         # Squares weighted by the inverse of the differences are their absolute values (Weiszfeld).
         rest = np.abs(values - solved @ columns)
         share = weight / np.maximum(rest, 0.02 * rest.mean() + 1e-12)
-    return np.asarray(solved[:count])
-
-
-def _evaluate_one(region: Region, number: int, profile: Profile, moves: FloatArray) -> FloatArray:
-    return profile.evaluate(region.distance[number] - moves @ move_basis(region.position[number]))
-
-
-def weigh_blocks(rest: FloatArray, region: Region) -> tuple[FloatArray, float]:
-    """Return the weight of each pixel by how well its block and those around it follow the model, and the noise."""
-    size = int(np.prod(region.grid))
-    counts = np.bincount(region.blocks, minlength=size).reshape(region.grid).astype(float)
-    sums = np.bincount(region.blocks, rest, minlength=size).reshape(region.grid)
-    used = counts > _ALONG * _ACROSS / 4
-    z = np.where(used, sums / np.sqrt(np.maximum(counts, 1)), 0.0)
-    z = _standardise(z, used)
-    padded = np.pad(np.where(used, z, 0.0), ((0, 0), (1, 1), (1, 1)))
-    around = np.pad(used.astype(float), ((0, 0), (1, 1), (1, 1)))
-    rows, columns = z.shape[1:]
-    total = sum(padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3))
-    share = sum(around[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3))
-    smooth = _standardise(total / np.sqrt(np.maximum(share, 1)), used)
-    worst = np.maximum(np.abs(z), np.abs(smooth))
-    over = np.clip((worst - _FULL) / (_NONE - _FULL), 0, 1)
-    weight = ((1 - over**2) ** 2).ravel()[region.blocks]
-    spread = np.sort(np.abs(rest[weight > 0.5])) if (weight > 0.5).any() else np.abs(rest)
-    return weight, float(1.4826 * np.median(spread))
-
-
-def _standardise(z: FloatArray, used: npt.NDArray[np.bool_]) -> FloatArray:
-    if used.sum() < 8:
-        return np.zeros_like(z)
-    middle = np.median(z[used])
-    spread = 1.4826 * np.median(np.abs(z[used] - middle))
-    return np.asarray((z - middle) / max(float(spread), 1e-12))
+    return solved

@@ -1,6 +1,7 @@
 """Profiles across a membrane: cubic B-splines of the distance from its curve, fitted by weighted least squares."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -40,20 +41,34 @@ class Profile:
             (np.arange(len(self.coefficients)) - (len(self.coefficients) - 1) / 2) * self.spacing
         )
 
+    @cached_property
+    def _cubics(self) -> FloatArray:
+        """`(4, k - 1)` powers of the place between two knots, and 0 before the first and after the last."""
+        c = self.coefficients
+        a, b, d, e = c[:-3], c[1:-2], c[2:-1], c[3:]
+        powers = np.stack([a + 4 * b + d, 3 * (d - a), 3 * (a - 2 * b + d), e - 3 * d + 3 * b - a]) / 6
+        return np.asarray(np.pad(powers, ((0, 0), (1, 1))))
+
+    def _place(self, distance: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Return which cubic holds at each distance, and the place in it from 0 to 1."""
+        place = distance / self.spacing + (len(self.coefficients) - 1) / 2
+        np.clip(place, 0.5, len(self.coefficients) - 1.5, out=place)
+        index = place.astype(np.int64)
+        place -= index
+        return index, place
+
     def evaluate(self, distance: FloatArray) -> FloatArray:
-        """Return the grey at distances `(n,)`, 0 beyond the profile."""
-        return self.evaluate_both(distance)[0]
+        """Return the grey at distances `(...)`, 0 beyond the profile."""
+        index, u = self._place(distance)
+        a0, a1, a2, a3 = (power[index] for power in self._cubics)
+        return np.asarray(((a3 * u + a2) * u + a1) * u + a0)
 
     def evaluate_both(self, distance: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return grey and its derivative by the distance."""
-        first, weights, slopes, inside = place_splines(distance, len(self.coefficients), self.spacing)
-        value = np.zeros(len(distance))
-        slope = np.zeros(len(distance))
-        for k in range(4):
-            chosen = self.coefficients[first + k]
-            value += weights[k] * chosen
-            slope += slopes[k] * chosen
-        return value * inside, slope * inside / self.spacing
+        index, u = self._place(distance)
+        a0, a1, a2, a3 = (power[index] for power in self._cubics)
+        value = ((a3 * u + a2) * u + a1) * u + a0
+        return value, ((3 * a3 * u + 2 * a2) * u + a1) / self.spacing
 
     def energy(self) -> float:
         """Return the sum of squares across the membrane, a pixel of its length."""
@@ -135,22 +150,39 @@ def fit_profile(
     scale = max(float(np.trace(matrix)) / count, 1e-12)
     matrix += 1e-9 * scale * np.eye(count)
     rough, hold = second_differences(count), smooth * scale
-    if noise is not None:
-        hold = _choose_hold(matrix, right, rough, hold, noise)
-    return Profile(np.asarray(np.linalg.solve(matrix + hold * rough, right)), spacing)
+    if noise is None:
+        return Profile(np.asarray(np.linalg.solve(matrix + hold * rough, right)), spacing)
+    variance = max(noise, 1e-12) ** 2
+    hold = variance * choose_hold(matrix / variance, right / variance, rough, hold / variance)
+    found = np.linalg.solve(matrix + hold * rough, right)
+    # What smooths a profile makes it weaker too; how strong it is, the values say.
+    strength = float(found @ right) / max(float(found @ matrix @ found), 1e-30)
+    return Profile(np.asarray(strength * found), spacing)
 
 
-def _choose_hold(
-    matrix: FloatArray, right: FloatArray, rough: FloatArray, least: float, noise: float
-) -> float:
-    """Weight of the roughness for which the data speak most, and at least `least`."""
+def choose_hold(matrix: FloatArray, right: FloatArray, rough: FloatArray, least: float) -> float:
+    """Return the weight of the roughness for which the data speak most, and at least `least`.
+
+    Parameters
+    ----------
+    matrix, right
+        Normal equations `(k, k)`, `(k,)` of the coefficients, over the variance of the data.
+    rough
+        `(k, k)` of `second_differences`.
+    least
+        Weight from which the search goes up.
+
+    Notes
+    -----
+    Evidence: MacKay, Neural Comput. 4, 415 (1992).
+    """
     hold = least
     for _ in range(_EVIDENCE_ROUNDS):
         inverse = np.linalg.inv(matrix + hold * rough)
         found = inverse @ right
         # Of a line, roughness says nothing.
         known = len(found) - 2 - hold * float(np.trace(inverse @ rough))
-        hold = max(known * noise**2 / max(float(found @ rough @ found), 1e-30), least)
+        hold = max(known / max(float(found @ rough @ found), 1e-30), least)
     return hold
 
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from verglas.algo.membranes.blocks import find_crowded
+from verglas.algo.membranes.noise import NoiseSums, make_whitener
 from verglas.algo.membranes.particles import (
     CurveMaps,
     Fit,
+    Known,
     Region,
     find_region,
     fit_membranes,
@@ -16,6 +19,7 @@ from verglas.algo.membranes.particles import (
 )
 from verglas.algo.membranes.profiles import (
     Profile,
+    choose_hold,
     count_splines,
     second_differences,
     sum_normal,
@@ -46,11 +50,17 @@ class ClassModel:
         Of each membrane, at the mean scale of the particles; before the transfer function where that is given.
     spread
         `(m, 3)` standard deviation of the moves, pixels.
+    power
+        Of the noise at evenly spaced frequencies to 1/2, of that of white noise of its variance; none if unknown.
+    crowded
+        Blocks in which most particles have something else at the membranes, such as a protein.
     """
 
     maps: CurveMaps
     profiles: tuple[Profile, ...]
     spread: FloatArray
+    power: FloatArray | None = None
+    crowded: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +111,15 @@ def fit_particle(
     """Return the pixels near the particle's membranes, their grey, and the fit."""
     region = find_region(model.maps, particle.psi_deg, particle.origin_yx)
     values = particle.image.ravel()[region.pixels].astype(float)
-    fit = fit_membranes(
-        values,
-        region,
-        see_profiles(model, particle),
-        model.spread,
-        model.maps.half_width,
-        either_sign=either_sign,
-        absolute=absolute,
-    )
-    return region, values, fit
+    profiles = see_profiles(model, particle)
+    whitened = profiles if model.power is None else [_whiten(one, model.power) for one in profiles]
+    known = Known(profiles, whitened, model.spread, model.maps.half_width, model.crowded)
+    return region, values, fit_membranes(values, region, known, either_sign=either_sign, absolute=absolute)
+
+
+def _whiten(profile: Profile, power: FloatArray) -> Profile:
+    whitener = make_whitener(power, profile.coefficients)
+    return profile if whitener is None else Profile(whitener @ profile.coefficients, profile.spacing)
 
 
 def learn_class(
@@ -147,6 +156,8 @@ class _Sums:
         self._scales: list[FloatArray] = []
         self._moves: list[FloatArray] = []
         self._errors: list[FloatArray] = []
+        self._noise = NoiseSums(model.maps.box)
+        self._rests: list[tuple[FloatArray, FloatArray]] = []
 
     def add(self, region: Region, values: FloatArray, fit: Fit, particle: Particle) -> None:
         profiles = see_profiles(self._model, particle)
@@ -154,12 +165,15 @@ class _Sums:
         self._moves.append(fit.moves)
         self._errors.append(fit.move_errors)
         rest = values - fit.membrane - fit.background
+        self._noise.add(region.pixels, rest / max(fit.noise, 1e-12), fit.weight)
+        precision = 1 / max(fit.noise, 1e-12) ** 2
+        self._rests.append((precision * region.blocks.sum(rest), precision * region.blocks.counts))
         for number, profile in enumerate(profiles):
             shift = fit.moves[number] @ move_basis(region.position[number])
             distance = region.distance[number] - shift
             scale = float(fit.scales[number])
             own = rest + scale * profile.evaluate(distance)
-            weight = fit.weight / max(fit.noise, 1e-12) ** 2
+            weight = precision * fit.weight
             matrix, right = sum_normal(distance, own, weight, len(profile.coefficients), profile.spacing)
             if particle.transfers is not None:
                 transfer = particle.transfers[number]
@@ -177,15 +191,21 @@ class _Sums:
             hold = 1 / (_TRUST**2 * max(float(np.mean(old**2)), 1e-30))
             size = len(old)
             matrix = self._matrices[number]
-            smooth = hold * _SMOOTH * second_differences(size)
-            found = np.linalg.solve(
-                matrix + hold * np.eye(size) + smooth, self._rights[number] + hold * old + smooth @ old
-            )
+            rough = second_differences(size)
+            matrix = matrix + 1e-9 * np.trace(matrix) / size * np.eye(size)
+            smooth = choose_hold(matrix, self._rights[number], rough, hold * _SMOOTH) * rough
+            found = np.linalg.solve(matrix + hold * np.eye(size) + smooth, self._rights[number] + hold * old)
             lean = take_off_baseline(Profile(np.asarray(found)), self._model.maps.half_width[number] / 3)
             profiles.append(Profile(lean.coefficients * mean))
             held = self._model.spread[number]
             spread[number] = _estimate_spread(moves[:, number], errors[:, number], held)
-        return replace(self._model, profiles=tuple(profiles), spread=spread)
+        return replace(
+            self._model,
+            profiles=tuple(profiles),
+            spread=spread,
+            power=self._noise.solve(),
+            crowded=find_crowded(*np.sum(self._rests, axis=0)),
+        )
 
 
 def _estimate_spread(moves: FloatArray, errors: FloatArray, held: FloatArray) -> FloatArray:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
+from verglas.algo.membranes.blocks import Blocks, weigh_blocks
 from verglas.algo.membranes.curves import Band, map_band, path_normals, resample_path
-from verglas.algo.membranes.particles import Region, weigh_blocks
 from verglas.algo.membranes.profiles import (
     Profile,
     bilayer_kernel,
@@ -246,9 +246,7 @@ def _weigh(rest: FloatArray, band: Band) -> tuple[FloatArray, float]:
     along = (band.position / 10).astype(np.int64)
     across = ((band.distance - band.distance.min()) / 6).astype(np.int64)
     grid = (1, int(along.max()) + 1, int(across.max()) + 1)
-    blocks = along * grid[2] + across
-    region = Region(band.pixels, band.distance[None], band.position[None], blocks, grid)
-    return weigh_blocks(rest, region)
+    return weigh_blocks(rest, Blocks(along * grid[2] + across, grid))
 
 
 def _solve_smooth(
