@@ -229,8 +229,9 @@ def _find_end(profile: Profile, correlation: FloatArray, is_near_node: npt.NDArr
     start = int(smooth[: max(3, len(smooth) // 3)].argmax())
     bad = np.flatnonzero(~(good | is_near_node)[start:])
     end = start + (int(bad[0]) if len(bad) else len(good) - start)
-    seen = np.flatnonzero(good[:end])
-    return float(1 / profile.frequency[int(seen[-1]) if len(seen) else 0])
+    seen = np.flatnonzero(good[start:end])
+    last = start + (int(seen[-1]) if len(seen) else -1)
+    return float(1 / profile.frequency[max(last, 0)])
 
 
 def _measure_anisotropy(
