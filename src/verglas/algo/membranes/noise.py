@@ -56,14 +56,12 @@ class NoiseSums:
         summed = np.bincount(rings, products[near], minlength=_REACH + 1)
         correlation = summed / np.maximum(np.bincount(rings, pairs[near], minlength=_REACH + 1), 1e-30)
         correlation *= 0.5 + 0.5 * np.cos(np.pi * np.arange(_REACH + 1) / _REACH)
+        if correlation[0] <= 0:
+            return np.ones(_FREQUENCIES)
         # Frequencies along one axis: what lies across it adds up.
-        line = np.zeros(_REACH + 1)
-        places, radii = np.abs(lags), np.minimum(distance, _REACH)
-        values = np.interp(radii, np.arange(_REACH + 1), correlation)
-        line += np.bincount(
-            np.minimum(np.rint(places), _REACH).astype(np.int64), values.sum(axis=0), minlength=_REACH + 1
-        )
-        line /= max(float(correlation[0]), 1e-30)
+        values = np.interp(distance, np.arange(_REACH + 1), correlation, right=0.0).sum(axis=0)
+        places = np.minimum(np.rint(np.abs(lags)), _REACH).astype(np.int64)
+        line = np.bincount(places, values, minlength=_REACH + 1) / correlation[0]
         phases = 2 * np.pi * np.linspace(0, 0.5, _FREQUENCIES)[:, None] * np.arange(_REACH + 1)
         return np.asarray(np.maximum(np.cos(phases) @ line, _FLOOR))
 

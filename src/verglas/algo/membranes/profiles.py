@@ -10,8 +10,8 @@ from scipy.optimize import least_squares
 FloatArray = npt.NDArray[np.float64]
 
 _SMOOTH = 1e-3
-_EVIDENCE_ROUNDS = 12
 """Weight of the squared second differences of a profile, against the mean weight of its samples."""
+_EVIDENCE_ROUNDS = 12
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from verglas.algo.membranes.blocks import find_crowded
+from verglas.algo.membranes.blocks import ALONG, find_crowded
 from verglas.algo.membranes.noise import NoiseSums, make_whitener
 from verglas.algo.membranes.particles import (
     CurveMaps,
@@ -181,6 +181,13 @@ class _Sums:
             self._matrices[number] += scale**2 * matrix
             self._rights[number] += scale * right
 
+    def _find_crowded(self) -> npt.NDArray[np.bool_]:
+        sums, counts = np.sum(self._rests, axis=0)
+        # Beyond the average's box nobody has seen the curve: what does not follow it there is the curve.
+        along = (np.arange(counts.shape[1]) + 0.5) * ALONG / (self._model.maps.box / 2) - 2
+        seen = (np.abs(along) < 1)[:, None]
+        return find_crowded(sums * seen, counts * seen)
+
     def solve(self) -> ClassModel:
         scales, moves, errors = (np.array(one) for one in (self._scales, self._moves, self._errors))
         profiles = []
@@ -204,7 +211,7 @@ class _Sums:
             profiles=tuple(profiles),
             spread=spread,
             power=self._noise.solve(),
-            crowded=find_crowded(*np.sum(self._rests, axis=0)),
+            crowded=self._find_crowded(),
         )
 
 
