@@ -362,7 +362,7 @@ def _sort_out(folder: JobFolder, items: list[Item]) -> tuple[list[Item], list[st
 
 @dataclass(frozen=True)
 class _Work(Generic[P]):
-    """All that a worker needs for one item."""
+    """All that a worker needs for one item; `follows` says that this run began another before it."""
 
     step: Step[P]
     item: Item
@@ -370,12 +370,16 @@ class _Work(Generic[P]):
     folder: JobFolder
     device: str
     threads: int
+    follows: bool
 
 
 def _run_pending(
     step: Step[P], params: P, folder: JobFolder, pending: list[Item], run: RunRecord, *, quiet: bool
 ) -> list[Outcome]:
-    work = {item.name: _Work(step, item, params, folder, run.device, run.threads) for item in pending}
+    work = {
+        item.name: _Work(step, item, params, folder, run.device, run.threads, follows=place > 0)
+        for place, item in enumerate(pending)
+    }
     outcomes = []
     with (
         open_progress(step.name, len(work), quiet=quiet) as progress,
@@ -407,8 +411,9 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
     context = Context(folder.path, choose_worker_device(work.device), work.threads)
     with reuse_memory():
-        # What the last item left in cycles may be large.
-        gc.collect()
+        if work.follows:
+            # What the last item left in cycles may be large.
+            gc.collect()
         result = work.step.run_item(item, work.params, context)
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(
