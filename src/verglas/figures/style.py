@@ -85,7 +85,9 @@ def make_figure(width_inches: float = 8.0, height_inches: float = 5.0, *, placed
     placed
         Leave all axes where they are put: to make room for their labels takes as long as to draw them.
     """
-    figure = Figure(figsize=(width_inches, height_inches), layout="none" if placed else None)
+    figure = Figure(figsize=(width_inches, height_inches))
+    if placed:
+        figure.set_layout_engine("none")
     FigureCanvasAgg(figure)
     return figure
 

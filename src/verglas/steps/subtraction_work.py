@@ -291,10 +291,14 @@ def write_behind(writer: "MrcWriter") -> "Iterator[Callable[[FloatImages], None]
     with ThreadPoolExecutor(1) as pool:
         waiting: list[Future[None]] = []
 
+        def write_through(images: FloatImages) -> None:
+            writer.write(images)
+            writer.settle()
+
         def write(images: FloatImages) -> None:
             if waiting:
                 waiting.pop().result()
-            waiting.append(pool.submit(writer.write, images))
+            waiting.append(pool.submit(write_through, images))
 
         yield write
         if waiting:
@@ -315,11 +319,7 @@ def add_proof(proof: "MapSums", batch: Batch, done: Done, chosen: npt.NDArray[np
     from verglas.ops.kernels.parted_slices import insert_pair
 
     rows = torch.from_numpy(np.flatnonzero(chosen[batch.rows])).to(batch.slices.device)
-    if len(rows) == len(batch.rows):
-        insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums)
-    elif len(rows):
-        pairs = (batch.slices[rows], done.slices[rows], batch.change[rows], batch.axes[rows])
-        insert_pair(*pairs, proof.sums)
+    insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums, rows)
 
 
 def make_proof(maps: Maps, device: "torch.device") -> "MapSums":

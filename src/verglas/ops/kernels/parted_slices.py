@@ -197,8 +197,9 @@ def insert_pair(
     change: ImageRfft,
     axes: Float[Tensor, "b 2 3"],
     sums: Float[Tensor, "padded padded padded_half 5"],
+    rows: Int[Tensor, " some"],
 ) -> None:
-    """Insert images before and after with their weights into one Fourier volume, in place.
+    """Insert some images before and after with their weights into one Fourier volume, in place.
 
     Parameters
     ----------
@@ -210,11 +211,13 @@ def insert_pair(
         `(N, N, N // 2 + 1, 5)` Σ t C* before, Σ t C* after (real and imaginary), Σ t |C|², t the trilinear weight and
         C the change; of the planes kx = 0 and N / 2 as `ops.projection.insert_slices` fills them. With N below 2n the
         pixels that lie beyond N / 4 are left out, which is a coarser map of the same extent.
+    rows
+        Which of the b.
     """
     if sums.device.type != "cpu":
-        insert_pair_reference(before, after, change, axes, sums)
+        insert_pair_reference(before[rows], after[rows], change[rows], axes[rows], sums)
         return
-    arrays = (one.contiguous().numpy() for one in (before, after, change, axes))
+    arrays = (one.contiguous().numpy() for one in (rows, before, after, change, axes))
     _numba.insert_pair(*arrays, sums.numpy(), numba.get_num_threads())
 
 

@@ -274,13 +274,13 @@ def _add_row(volume, corners, shares, values, count, owned):  # pragma: no cover
 
 @numba.njit(cache=True, parallel=True, fastmath=True)
 @no_type_check
-def insert_pair(before, after, change, axes, sums, parts) -> None:  # pragma: no cover -- compiled
+def insert_pair(rows, before, after, change, axes, sums, parts) -> None:  # pragma: no cover -- compiled
     """Do what `parted_slices.insert_pair` does.
 
     Every part owns slabs of sections and walks over all pixels: no two threads meet, and a voxel's terms are added in
     the same order however many threads there are.
     """
-    count, size = before.shape[:2]
+    size = before.shape[1]
     shape = sums.shape[:3]
     flat = sums.reshape(-1)
     small = shape[0] // 2
@@ -289,7 +289,7 @@ def insert_pair(before, after, change, axes, sums, parts) -> None:  # pragma: no
         columns, values = np.arange(edge) * 1.0, np.empty((edge, 5), np.float32)
         corners, shares = np.empty((4, edge), np.int64), np.empty((4, edge), np.float32)
         owned = np.empty((2, edge), np.bool_)
-        for p in range(count):
+        for p in rows:
             a, b = 2 * axes[p, 0], 2 * axes[p, 1]
             for ky in range(-edge, edge):
                 j = ky if ky >= 0 else ky + size
