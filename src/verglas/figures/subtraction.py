@@ -48,7 +48,7 @@ def draw_scales(
             left.stairs(counts, edges, label=label, **drawn)
         left.set_xlabel("scale of the map in a particle")
         left.set_ylabel("particles")
-        left.legend()
+        left.legend(loc="lower center")
         for label, gain in gains:
             frequency = np.arange(len(gain)) / (2 * len(gain) * pixel_size_angstrom)
             right.plot(frequency[1:], gain[1:], label=label)
@@ -58,7 +58,7 @@ def draw_scales(
         right.set_xlabel("resolution, Å")
         right.set_title("gain by frequency")
         right.set_ylim(0, None)
-        right.legend()
+        right.legend(loc="lower left")
         save_figure(figure, path)
 
 
