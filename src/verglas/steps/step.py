@@ -36,7 +36,7 @@ from verglas.jobs import (
     to_json,
     write_json,
 )
-from verglas.runtime import available_cores, choose_device, reuse_memory
+from verglas.runtime import available_cores, choose_device, reuse_memory, set_aside_objects
 
 
 class Params(BaseModel):
@@ -282,7 +282,10 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
         threads=max(1, available_cores() // options.workers),
         shard=options.shard,
     )
-    with open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite):
+    with (
+        set_aside_objects(),
+        open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite),
+    ):
         mine = [items[name] for name in take_shard(list(items), options.shard)]
         pending, skipped = _sort_out(folder, mine)
         outcomes = _run_pending(step, params, folder, pending, run, quiet=options.quiet)
