@@ -185,6 +185,8 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
             values.append({**done.values, "outside": outside})
             if len(examples) < _EXAMPLES:
                 examples += _take_examples(batch.images, done.after, _EXAMPLES - len(examples))
+            # The next batch takes their memory.
+            del batch, done, images
     arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in values]) for name in values[0]}
     sums, weights = averages.take_sums()
     arrays |= {"proof": proof.sums.cpu().numpy(), "sums": sums, "weights": weights}

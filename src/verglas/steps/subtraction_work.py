@@ -174,6 +174,8 @@ def iterate_batches(
             removed, change, products = predict(model.reference.parts, model.reference.reach, views, slices)
             sums = products.cpu().numpy()
             yield Batch(rows[part], on_device, slices, views.axes, removed, change, sums)
+            # The next takes their memory.
+            del images, on_device, slices, removed, change
 
 
 def _read_batch(particles: "ImageParticles", rows: npt.NDArray[np.int64], size: int) -> FloatImages:

@@ -92,7 +92,8 @@ def predict(
     """
     if images.device.type != "cpu":
         return predict_reference(parts, reach, views, images)
-    removed, change = torch.empty_like(images), torch.empty_like(images)
+    # NumPy's arrays lie on large pages, torch's do not.
+    removed, change = (torch.from_numpy(np.empty(images.shape, np.complex64)) for _ in range(2))
     size = images.shape[1]
     sums = torch.zeros(len(images), PRODUCTS, size // 2, dtype=torch.float64)
     shells = _number_shells(size)
@@ -176,7 +177,7 @@ def subtract(images: ImageRfft, removed: ImageRfft, factors: Float[Tensor, "b sh
     if images.device.type != "cpu":
         return subtract_reference(images, removed, factors)
     size = images.shape[1]
-    after = torch.empty_like(images)
+    after = torch.from_numpy(np.empty(images.shape, np.complex64))
     shells = _number_shells(size)
     _numba.subtract(
         images.numpy(), removed.numpy(), factors.float().contiguous().numpy(), shells, after.numpy()
