@@ -283,7 +283,7 @@ class MrcWriter:
             )
         if self._written + len(array) > self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written + len(array)}")
-        # Small sections go together.
+        # Small sections go together; of large ones, `_Statistics` takes one at a time.
         step = max(1, _BLOCK // max(math.prod(array.shape[1:]), 1))
         for start in range(0, len(array), step):
             converted = _convert(array[start : start + step], self._dtype)
@@ -324,7 +324,7 @@ class MrcWriter:
         row_bytes = x * self._dtype.itemsize
         for index, part in enumerate(array, self._written):
             converted = _convert(part, self._dtype)
-            self._statistics.add(converted)
+            self._statistics.add(converted[None])
             self._file.seek(self._start + (index * y + self._rows_written) * row_bytes)
             self._file.write(converted.reshape(-1).view(np.uint8).data)
         self._depth = count
@@ -353,25 +353,29 @@ class _Statistics:
         self.minimum, self.maximum = math.inf, -math.inf
         self.known = True
 
-    def add(self, array: Array) -> None:
-        self.known = self.known and array.dtype.kind != "c"
-        flat = array.reshape(-1)
-        for start in range(0, flat.size if self.known else 0, _BLOCK):
-            block = flat[start : start + _BLOCK].astype(np.float64)
+    def add(self, sections: Array) -> None:
+        """Take sections `(k, ...)` one after the other: the same numbers come out however many come at once."""
+        self.known = self.known and sections.dtype.kind != "c"
+        flat = sections.reshape(len(sections), -1)
+        for start in range(0, flat.shape[1] if self.known else 0, _BLOCK):
+            block = flat[:, start : start + _BLOCK].astype(np.float64)
             low, high = float(block.min()), float(block.max())
             if not (math.isfinite(low) and math.isfinite(high)):
                 self.known = False
                 return
             self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-            mean = float(block.mean())
-            block -= mean
-            total = self.count + block.size
-            step = mean - self.mean
-            self.squares += (
-                float(np.square(block, out=block).sum()) + step**2 * self.count * block.size / total
-            )
-            self.mean += step * block.size / total
-            self.count = total
+            means = block.mean(axis=1)
+            block -= means[:, None]
+            squares = np.square(block, out=block).sum(axis=1)
+            for mean, square in zip(means.tolist(), squares.tolist(), strict=True):
+                self._merge(block.shape[1], mean, square)
+
+    def _merge(self, count: int, mean: float, squares: float) -> None:
+        total = self.count + count
+        step = mean - self.mean
+        self.squares += squares + step**2 * self.count * count / total
+        self.mean += step * count / total
+        self.count = total
 
     def values(self) -> tuple[float, float, float, float]:
         """Return the four numbers, or MRC2014's way to say that they are not determined."""
