@@ -6,6 +6,7 @@ the first of these that has come before. A table with `cycles` holds `jobs` of i
 their folders numbered; in it a name stands for its latest job.
 """
 
+import gc
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -129,6 +130,8 @@ def run_pipeline(
     for number, job in enumerate(jobs, 1):
         report = run_step(job.step, job.params, job.folder, options=options)
         tell(job, report)
+        # What a job left in cycles may be large.
+        gc.collect()
         failed = failed or bool(report.failed)
         if report.summary is None:
             return jobs[:number], True

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from verglas.figures.style import COLOURS, MUTED, PAGE_INCHES, house_style, make_figure, save_figure
 from verglas.figures.tomogram import draw_scale_bar, label_image, lowpass_image
@@ -34,17 +36,19 @@ def draw_scales(
         The PNG to write.
     """
     low, high = np.percentile(plain, (0.5, 99.5))
-    edges = np.linspace(low, max(high, low + 1e-6), 50).tolist()
+    edges = np.linspace(low, max(high, low + 1e-6), 50)
     with house_style():
-        figure = make_figure(PAGE_INCHES, 2.9)
-        left, right = (figure.add_subplot(1, 2, i) for i in (1, 2))
-        left.hist(np.clip(plain, low, high), edges, color=MUTED, alpha=0.5, label="least squares")
-        left.hist(
-            np.clip(expected, low, high), edges, histtype="step", color=COLOURS[0], label="with the prior"
-        )
+        figure = make_figure(PAGE_INCHES, 2.9, placed=True)
+        left, right = (figure.add_axes((start, 0.17, 0.41, 0.74)) for start in (0.075, 0.565))
+        for scales, label, drawn in (
+            (plain, "least squares", {"color": MUTED, "alpha": 0.5, "fill": True}),
+            (expected, "with the prior", {"color": COLOURS[0]}),
+        ):
+            counts, _ = np.histogram(np.clip(scales, low, high), edges)
+            left.stairs(counts, edges, label=label, **drawn)
         left.set_xlabel("scale of the map in a particle")
         left.set_ylabel("particles")
-        left.legend()
+        left.legend(loc="lower center")
         for label, gain in gains:
             frequency = np.arange(len(gain)) / (2 * len(gain) * pixel_size_angstrom)
             right.plot(frequency[1:], gain[1:], label=label)
@@ -54,7 +58,7 @@ def draw_scales(
         right.set_xlabel("resolution, Å")
         right.set_title("gain by frequency")
         right.set_ylim(0, None)
-        right.legend()
+        right.legend(loc="lower left")
         save_figure(figure, path)
 
 
@@ -82,22 +86,21 @@ def draw_sections(
         Above the picture.
     """
     before = np.stack(columns[1][1:])
+    tiles = []
+    for column, (_, *sections) in enumerate(columns):
+        greys = np.stack(sections) if column == 0 else before
+        low, high = np.percentile(greys, (2, 99.7))
+        tiles.append((np.stack(sections) - low) / max(high - low, 1e-30))
+    masks = np.stack([np.stack(removed)] * len(columns), axis=1)
     with house_style():
-        panel = PAGE_INCHES / len(columns)
-        figure = make_figure(PAGE_INCHES, 2 * panel + 0.5)
+        figure, axes = _show_tiles(np.stack(tiles, axis=1), pixel_size_angstrom, len(columns), room=0.3)
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        for column, (label, *sections) in enumerate(columns):
-            greys = np.stack(sections) if column == 0 else before
-            low, high = np.percentile(greys, (2, 99.7))
-            for row, (section, mask) in enumerate(zip(sections, removed, strict=True)):
-                axes = figure.add_subplot(2, len(columns), row * len(columns) + column + 1)
-                axes.imshow(section, vmin=low, vmax=high)
-                if mask.min() < 0.5 < mask.max():
-                    axes.contour(mask, [0.5], colors=COLOURS[1], linewidths=0.8)
-                label_image(axes, f"{label}, {'xy' if row == 0 else 'xz'}")
-                if not row and not column:
-                    draw_scale_bar(axes, section.shape[1], pixel_size_angstrom)
-                axes.set_axis_off()
+        if masks.min() < 0.5 < masks.max():
+            axes.contour(_lay_out(masks, len(columns)), [0.5], colors=COLOURS[1], linewidths=0.8)
+        for column, (label, *_) in enumerate(columns):
+            for row, plane in enumerate(("xy", "xz")):
+                corner = (column / len(columns), 1 - row / 2)
+                label_image(axes, f"{label}, {plane}", corner)
         save_figure(figure, path)
 
 
@@ -131,24 +134,35 @@ def draw_pairs(
     shown[:, 1] += (low + high) / 2
     # Every particle has its own range of grey.
     shown = np.clip((shown - low[:, None]) / np.maximum(high - low, 1e-30)[:, None], 0, 1)
-    count = max(len(pairs), 4)
+    names = ("before", "taken out", "after")
     with house_style():
-        figure = make_figure(PAGE_INCHES, 3 * PAGE_INCHES / count)
-        for row, name in enumerate(("before", "taken out", "after")):
-            axes = figure.add_subplot(3, 1, row + 1)
-            axes.imshow(_lay_in_a_row(shown[:, row], count), vmin=0, vmax=1)
-            label_image(axes, name)
-            if not row:
-                draw_scale_bar(axes, shown.shape[-1], pixel_size_angstrom)
-            axes.set_axis_off()
+        figure, axes = _show_tiles(shown.swapaxes(0, 1), pixel_size_angstrom, max(len(pairs), 4))
+        for row, name in enumerate(names):
+            label_image(axes, name, (0.0, 1 - row / len(names)))
         save_figure(figure, path)
 
 
-def _lay_in_a_row(images: FloatArray, count: int) -> FloatArray:
-    """Lay images `(k, y, x)` beside each other, in one with place for `count`: one axes draws faster."""
-    height, width = images.shape[1:]
+def _show_tiles(
+    tiles: FloatArray, pixel_size_angstrom: float, places: int, *, room: float = 0.0
+) -> tuple[Figure, Axes]:
+    """Show images `(rows, columns, y, x)` of 0 to 1 in one axes, which draws faster, below `room` in inches."""
+    image = _lay_out(tiles, places)
+    height = PAGE_INCHES * image.shape[0] / image.shape[1]
+    figure = make_figure(PAGE_INCHES, height + room, placed=True)
+    axes = figure.add_axes((0.0, 0.0, 1.0, height / (height + room)))
+    # Bytes of three colours are drawn as they are.
+    greys = np.where(np.isnan(image), 255, np.rint(255 * np.clip(image, 0, 1))).astype(np.uint8)
+    axes.imshow(np.repeat(greys[..., None], 3, axis=2), aspect="auto")
+    draw_scale_bar(axes, tiles.shape[-1], pixel_size_angstrom)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _lay_out(tiles: FloatArray, places: int) -> FloatArray:
+    """Lay images beside and below each other, the first at the top, in an image with `places` in a row."""
+    rows, columns, height, width = tiles.shape
     gap = max(1, width // 50)
-    row = np.full((height, count * (width + gap) - gap), np.nan)
-    for place, image in enumerate(images):
-        row[:, place * (width + gap) : place * (width + gap) + width] = image
-    return row
+    image = np.full((rows * (height + gap), places * (width + gap)), np.nan)
+    framed = image.reshape(rows, height + gap, places, width + gap)
+    framed[:, :height, :columns, :width] = tiles[::-1].swapaxes(1, 2)
+    return image[:-gap, :-gap]

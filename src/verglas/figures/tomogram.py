@@ -83,11 +83,11 @@ def show_image(
     return low, high
 
 
-def label_image(axes: Axes, text: str) -> None:
-    """Write a word into the upper left corner of an image, readable on any grey."""
+def label_image(axes: Axes, text: str, corner: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Write a word into the upper left corner of an image, readable on any grey; `corner` in parts of the axes."""
     box = {"facecolor": "black", "alpha": 0.55, "edgecolor": "none", "pad": 2.0}
     axes.text(
-        0.0, 1.0, text, transform=axes.transAxes, ha="left", va="top", color="white", fontsize=8, bbox=box
+        *corner, text, transform=axes.transAxes, ha="left", va="top", color="white", fontsize=8, bbox=box
     )
 
 

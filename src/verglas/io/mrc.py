@@ -5,9 +5,10 @@ through in the size of its pieces. The same data give the same bytes: there is n
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from io import BufferedReader, BufferedWriter
+from contextlib import ExitStack, contextmanager
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -113,27 +114,31 @@ def read_sections(
     if not 0 <= start <= stop <= count:
         raise UserError(f"sections {start} to {stop} are outside the {count} of MRC file {str(path)!r}")
     wanted = header.dtype.newbyteorder("=") if dtype is None else np.dtype(dtype)
-    if not np.can_cast(header.dtype, wanted, "same_kind"):
-        raise UserError(
-            f"MRC file {str(path)!r} holds {header.dtype.name}, which cannot be read as {wanted.name}"
-        )
     result = np.empty((stop - start, *section), wanted)
-    section_bytes = math.prod(section) * header.dtype.itemsize
-    with Path(path).open("rb") as file:
-        file.seek(header.data_offset + start * section_bytes)
-        if header.dtype == wanted:
-            _read_into(file, result)
-            return result
-        flat = result.reshape(-1)
-        buffer = np.empty(min(_CHUNK_BYTES // header.dtype.itemsize, flat.size), header.dtype)
-        for first in range(0, flat.size, max(buffer.size, 1)):
-            piece = buffer[: flat.size - first]
-            _read_into(file, piece)
-            flat[first : first + piece.size] = piece
+    with Path(path).open("rb", buffering=0) as file:
+        _read_sections_into(file, header, start, result)
     return result
 
 
-def _read_into(file: BufferedReader, array: Array) -> None:
+def _read_sections_into(file: FileIO, header: MrcHeader, start: int, result: Array) -> None:
+    """Fill `result` with sections from `start` on."""
+    if not np.can_cast(header.dtype, result.dtype, "same_kind"):
+        raise UserError(
+            f"MRC file {str(file.name)!r} holds {header.dtype.name}, which cannot be read as {result.dtype.name}"
+        )
+    file.seek(header.data_offset + start * math.prod(header.shape[1:]) * header.dtype.itemsize)
+    if header.dtype == result.dtype:
+        _read_into(file, result)
+        return
+    flat = result.reshape(-1)
+    buffer = np.empty(min(_CHUNK_BYTES // header.dtype.itemsize, flat.size), header.dtype)
+    for first in range(0, flat.size, max(buffer.size, 1)):
+        piece = buffer[: flat.size - first]
+        _read_into(file, piece)
+        flat[first : first + piece.size] = piece
+
+
+def _read_into(file: FileIO, array: Array) -> None:
     view = array.reshape(-1).view(np.uint8).data
     while view:
         count = file.readinto(view)
@@ -187,17 +192,16 @@ def read_images(images: Sequence[ImageReference]) -> FloatArray:
             )
     result = np.empty((len(images), *shape), np.float32)
     start = 0
-    for end in range(1, len(images) + 1):
-        follows = (
-            end < len(images)
-            and images[end].path == images[start].path
-            and sections[end] == sections[end - 1] + 1
-        )
-        if not follows:
-            path, section = images[start].path, sections[start]
-            result[start:end] = read_sections(
-                path, headers[path], section, section + end - start, dtype=np.float32
-            )
+    with ExitStack() as stack:
+        file, opened = None, None
+        for end in range(1, len(images) + 1):
+            path = images[start].path
+            if end < len(images) and images[end].path == path and sections[end] == sections[end - 1] + 1:
+                continue
+            if file is None or opened != path:
+                stack.close()
+                file, opened = stack.enter_context(path.open("rb", buffering=0)), path
+            _read_sections_into(file, headers[path], sections[start], result[start:end])
             start = end
     return result
 
@@ -279,11 +283,18 @@ class MrcWriter:
             )
         if self._written + len(array) > self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written + len(array)}")
-        for section in array:
-            converted = _convert(section, self._dtype)
+        # Small sections go together; of large ones, `_Statistics` takes one at a time.
+        step = max(1, _BLOCK // max(math.prod(array.shape[1:]), 1))
+        for start in range(0, len(array), step):
+            converted = _convert(array[start : start + step], self._dtype)
             self._statistics.add(converted)
             self._file.write(converted.reshape(-1).view(np.uint8).data)
         self._written += len(array)
+
+    def settle(self) -> None:
+        """Wait until the disk has what was written so far: less is left to wait for when the file is finished."""
+        self._file.flush()
+        os.fdatasync(self._file.fileno())
 
     def write_rows(self, block: npt.ArrayLike) -> None:
         """Write the next rows of the next sections, for volumes that are made in blocks along y.
@@ -313,7 +324,7 @@ class MrcWriter:
         row_bytes = x * self._dtype.itemsize
         for index, part in enumerate(array, self._written):
             converted = _convert(part, self._dtype)
-            self._statistics.add(converted)
+            self._statistics.add(converted[None])
             self._file.seek(self._start + (index * y + self._rows_written) * row_bytes)
             self._file.write(converted.reshape(-1).view(np.uint8).data)
         self._depth = count
@@ -342,25 +353,29 @@ class _Statistics:
         self.minimum, self.maximum = math.inf, -math.inf
         self.known = True
 
-    def add(self, array: Array) -> None:
-        self.known = self.known and array.dtype.kind != "c"
-        flat = array.reshape(-1)
-        for start in range(0, flat.size if self.known else 0, _BLOCK):
-            block = flat[start : start + _BLOCK].astype(np.float64)
+    def add(self, sections: Array) -> None:
+        """Take sections `(k, ...)` one after the other: the same numbers come out however many come at once."""
+        self.known = self.known and sections.dtype.kind != "c"
+        flat = sections.reshape(len(sections), -1)
+        for start in range(0, flat.shape[1] if self.known else 0, _BLOCK):
+            block = flat[:, start : start + _BLOCK].astype(np.float64)
             low, high = float(block.min()), float(block.max())
             if not (math.isfinite(low) and math.isfinite(high)):
                 self.known = False
                 return
             self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-            mean = float(block.mean())
-            block -= mean
-            total = self.count + block.size
-            step = mean - self.mean
-            self.squares += (
-                float(np.square(block, out=block).sum()) + step**2 * self.count * block.size / total
-            )
-            self.mean += step * block.size / total
-            self.count = total
+            means = block.mean(axis=1)
+            block -= means[:, None]
+            squares = np.square(block, out=block).sum(axis=1)
+            for mean, square in zip(means.tolist(), squares.tolist(), strict=True):
+                self._merge(block.shape[1], mean, square)
+
+    def _merge(self, count: int, mean: float, squares: float) -> None:
+        total = self.count + count
+        step = mean - self.mean
+        self.squares += squares + step**2 * self.count * count / total
+        self.mean += step * count / total
+        self.count = total
 
     def values(self) -> tuple[float, float, float, float]:
         """Return the four numbers, or MRC2014's way to say that they are not determined."""

@@ -11,6 +11,7 @@ differentiable in the input and the matrix.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -151,7 +152,8 @@ def _transform(volumes: Tensor, inverse: Tensor, order: str, fill: float, out_sh
         raise UserError(f"`out_shape` must hold positive sizes; got {tuple(out_shape)}")
     depth, height, width = out_shape
     shape = volumes.shape[-3:]
-    batch = torch.broadcast_shapes(volumes.shape[:-3], inverse.shape[:-2])  # type: ignore[no-untyped-call]
+    # Torch's own function loads a library of symbols first, which takes half a second.
+    batch = np.broadcast_shapes(tuple(volumes.shape[:-3]), tuple(inverse.shape[:-2]))
     cubic = order == "cubic"
     if cubic:
         volumes = interpolate.spline_coefficients(volumes, dims=3)

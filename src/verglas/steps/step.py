@@ -36,7 +36,7 @@ from verglas.jobs import (
     to_json,
     write_json,
 )
-from verglas.runtime import available_cores, choose_device, reuse_memory
+from verglas.runtime import available_cores, choose_device, reuse_memory, set_aside_objects
 
 
 class Params(BaseModel):
@@ -282,7 +282,10 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
         threads=max(1, available_cores() // options.workers),
         shard=options.shard,
     )
-    with open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite):
+    with (
+        set_aside_objects(),
+        open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite),
+    ):
         mine = [items[name] for name in take_shard(list(items), options.shard)]
         pending, skipped = _sort_out(folder, mine)
         outcomes = _run_pending(step, params, folder, pending, run, quiet=options.quiet)
@@ -362,7 +365,7 @@ def _sort_out(folder: JobFolder, items: list[Item]) -> tuple[list[Item], list[st
 
 @dataclass(frozen=True)
 class _Work(Generic[P]):
-    """All that a worker needs for one item."""
+    """All that a worker needs for one item; `follows` says that this run began another before it."""
 
     step: Step[P]
     item: Item
@@ -370,12 +373,16 @@ class _Work(Generic[P]):
     folder: JobFolder
     device: str
     threads: int
+    follows: bool
 
 
 def _run_pending(
     step: Step[P], params: P, folder: JobFolder, pending: list[Item], run: RunRecord, *, quiet: bool
 ) -> list[Outcome]:
-    work = {item.name: _Work(step, item, params, folder, run.device, run.threads) for item in pending}
+    work = {
+        item.name: _Work(step, item, params, folder, run.device, run.threads, follows=place > 0)
+        for place, item in enumerate(pending)
+    }
     outcomes = []
     with (
         open_progress(step.name, len(work), quiet=quiet) as progress,
@@ -407,8 +414,9 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
     context = Context(folder.path, choose_worker_device(work.device), work.threads)
     with reuse_memory():
-        # What the last item left in cycles may be large.
-        gc.collect()
+        if work.follows:
+            # What the last item left in cycles may be large.
+            gc.collect()
         result = work.step.run_item(item, work.params, context)
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(

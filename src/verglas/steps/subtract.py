@@ -14,6 +14,8 @@ What the job folder holds
 """
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -109,17 +111,30 @@ def _map_paths(params: SubtractParams) -> dict[int, Path]:
 
 def list_items(params: SubtractParams) -> list[Item]:
     """One item for 5000 particles; each depends on the whole table, from which the prior comes."""
-    from verglas.io.image_particles import read_image_particles
-
+    _read_version.cache_clear()
     maps = [check_exists(path, "map") for path in _map_paths(params).values()]
     maps += [check_exists(path, "mask") for path in (params.keep, params.remove) if path]
-    table = read_image_particles(params.particles)
+    table = _read_table(params.particles)
     items = []
     for number, start in enumerate(range(0, len(table.names), PART), 1):
         stop = min(len(table.names), start + PART)
         stacks = dict.fromkeys(image.path for image in table.particles.images[start:stop])
         items.append(Item(f"part_{number:04d}", (start, stop), (params.particles, *maps, *stacks)))
     return items
+
+
+def _read_table(path: Path) -> "ParticleTable":
+    """Read the table once for all parts that this process does in a run."""
+    told = check_exists(path, "particles").stat()
+    return _read_version(path, told.st_mtime_ns, told.st_size)
+
+
+@lru_cache(maxsize=1)
+def _read_version(path: Path, changed: int, size: int) -> "ParticleTable":
+    from verglas.io.image_particles import read_image_particles
+
+    del changed, size
+    return read_image_particles(path)
 
 
 def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult:
@@ -129,13 +144,12 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
     from verglas.algo.subtraction.class_averages import Averages
     from verglas.algo.subtraction.windows import cut_windows
     from verglas.io.arrays import write_arrays
-    from verglas.io.image_particles import read_image_particles
     from verglas.io.mrc import create_mrc
     from verglas.runtime import choose_device
     from verglas.steps import subtraction_work as work
 
     device = choose_device(context.device)
-    particles = read_image_particles(params.particles).particles
+    particles = _read_table(params.particles).particles
     maps = work.read_maps(_map_paths(params), params.keep, params.remove)
     work.check_particles(particles, maps)
     model = work.make_model(particles, maps, device)
@@ -171,6 +185,8 @@ def run_item(item: Item, params: SubtractParams, context: Context) -> ItemResult
             values.append({**done.values, "outside": outside})
             if len(examples) < _EXAMPLES:
                 examples += _take_examples(batch.images, done.after, _EXAMPLES - len(examples))
+            # The next batch takes their memory.
+            del batch, done, images
     arrays: dict[str, Any] = {name: np.concatenate([one[name] for one in values]) for name in values[0]}
     sums, weights = averages.take_sums()
     arrays |= {"proof": proof.sums.cpu().numpy(), "sums": sums, "weights": weights}
@@ -225,10 +241,10 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
     """Write the tables, hold the maps against each other, and say whether it worked."""
     from verglas.algo.subtraction.class_averages import finish_averages
     from verglas.io.arrays import read_arrays
-    from verglas.io.image_particles import read_image_particles, write_rows
+    from verglas.io.image_particles import write_rows
     from verglas.steps import subtraction_work as work
 
-    table = read_image_particles(params.particles)
+    table = _read_table(params.particles)
     maps = work.read_maps(_map_paths(params), params.keep, params.remove)
     parts = {name: read_arrays(folder / f"parts/{name}.npz", "a part") for name in results}
     values: dict[str, npt.NDArray[Any]] = {
@@ -244,14 +260,16 @@ def summarise(results: dict[str, ItemResult], params: SubtractParams, folder: Pa
         write_rows(table.take(rows), folder / f"original{suffix}")
     _write_kept(folder, maps, params)
     proof = work.add_up_proof(iter(parts.values()), maps)
-    verdict = judge(values, proof, maps, folder)
     examples = np.concatenate([part["examples"] for part in parts.values()])[:_EXAMPLES]
     sums, weights = (np.sum([part[name] for part in parts.values()], axis=0) for name in ("sums", "weights"))
     averages = finish_averages(sums, weights)
-    draw_examples(averages, maps.pixel_size_angstrom, folder / "figures/averages.png")
-    draw_scales(values, folder / "set.json", maps.pixel_size_angstrom, folder / "figures/scales.png")
+    with ThreadPoolExecutor(1) as pool:
+        judged = pool.submit(judge, values, proof, maps, folder)
+        draw_examples(averages, maps.pixel_size_angstrom, folder / "figures/averages.png")
+        draw_scales(values, folder / "set.json", maps.pixel_size_angstrom, folder / "figures/scales.png")
+        draw_examples(examples, maps.pixel_size_angstrom, folder / "figures/particles.png")
+        verdict = judged.result()
     draw_maps(verdict, maps, folder / "figures/maps.png")
-    draw_examples(examples, maps.pixel_size_angstrom, folder / "figures/particles.png")
     told = {
         "verdict": Value(verdict.sentence, "", "of the reconstructions before and after"),
         "left": Value(round(100 * verdict.left, 2), "%", "of the removed density is still there"),
@@ -302,8 +320,8 @@ def _write_table(
     from verglas.model import ImageReference
 
     images = [
-        ImageReference(folder / f"stacks/{name}.mrcs", row)
-        for name, one in results.items()
+        ImageReference(stack, row)
+        for stack, one in ((folder / f"stacks/{name}.mrcs", one) for name, one in results.items())
         for row in range(one.values["particles"])
     ]
     box, centred = params.box or maps.size, params.recentre or params.centre is not None

@@ -152,29 +152,44 @@ class Batch:
 def iterate_batches(
     particles: "ImageParticles", rows: npt.NDArray[np.int64], model: Model
 ) -> Iterator[Batch]:
-    """Read particles batch by batch and predict them."""
+    """Read particles batch by batch, the next while one is worked on, and predict them."""
     import torch
 
     from verglas.algo.subtraction.forward import describe_views
-    from verglas.io.mrc import check_finite, read_images
     from verglas.ops.kernels.parted_slices import predict
 
     step = max(1, _BATCH_PIXELS // model.size**2)
+    parts = [slice(start, start + step) for start in range(0, len(rows), step)]
     every = describe_views(particles.take(rows), model.reference, model.optics, model.size)
-    for start in range(0, len(rows), step):
-        chosen = rows[start : start + step]
-        some = [particles.images[row] for row in chosen]
-        images = check_finite(read_images(some), f"images of particles {chosen[0] + 1} on")
-        if images.shape[1:] != (model.size, model.size):
-            raise UserError(
-                f"the particles have (y, x) = {images.shape[1:]} pixels and the map {model.size} voxels a side; "
-                "expected the same"
-            )
-        on_device = torch.from_numpy(images).to(model.device)
-        slices = torch.fft.rfft2(on_device)
-        views = every.take(slice(start, start + step))
-        removed, change, products = predict(model.reference.parts, model.reference.reach, views, slices)
-        yield Batch(chosen, on_device, slices, views.axes, removed, change, products.cpu().numpy())
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(_read_batch, particles, rows[part], model.size) for part in parts[:1]]
+        for number, part in enumerate(parts, 1):
+            images = coming.pop().result()
+            coming = [
+                pool.submit(_read_batch, particles, rows[one], model.size) for one in parts[number:][:1]
+            ]
+            on_device = torch.from_numpy(images).to(model.device)
+            slices = torch.fft.rfft2(on_device)
+            views = every.take(part)
+            removed, change, products = predict(model.reference.parts, model.reference.reach, views, slices)
+            sums = products.cpu().numpy()
+            yield Batch(rows[part], on_device, slices, views.axes, removed, change, sums)
+            # The next takes their memory.
+            del images, on_device, slices, removed, change
+
+
+def _read_batch(particles: "ImageParticles", rows: npt.NDArray[np.int64], size: int) -> FloatImages:
+    from verglas.io.mrc import check_finite, read_images
+
+    images = check_finite(
+        read_images([particles.images[row] for row in rows]), f"images of particles {rows[0] + 1} on"
+    )
+    if images.shape[1:] != (size, size):
+        raise UserError(
+            f"the particles have (y, x) = {images.shape[1:]} pixels and the map {size} voxels a side; "
+            "expected the same"
+        )
+    return images
 
 
 def find_set_fits(
@@ -291,10 +306,14 @@ def write_behind(writer: "MrcWriter") -> "Iterator[Callable[[FloatImages], None]
     with ThreadPoolExecutor(1) as pool:
         waiting: list[Future[None]] = []
 
+        def write_through(images: FloatImages) -> None:
+            writer.write(images)
+            writer.settle()
+
         def write(images: FloatImages) -> None:
             if waiting:
                 waiting.pop().result()
-            waiting.append(pool.submit(writer.write, images))
+            waiting.append(pool.submit(write_through, images))
 
         yield write
         if waiting:
@@ -315,11 +334,7 @@ def add_proof(proof: "MapSums", batch: Batch, done: Done, chosen: npt.NDArray[np
     from verglas.ops.kernels.parted_slices import insert_pair
 
     rows = torch.from_numpy(np.flatnonzero(chosen[batch.rows])).to(batch.slices.device)
-    if len(rows) == len(batch.rows):
-        insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums)
-    elif len(rows):
-        pairs = (batch.slices[rows], done.slices[rows], batch.change[rows], batch.axes[rows])
-        insert_pair(*pairs, proof.sums)
+    insert_pair(batch.slices, done.slices, batch.change, batch.axes, proof.sums, rows)
 
 
 def make_proof(maps: Maps, device: "torch.device") -> "MapSums":

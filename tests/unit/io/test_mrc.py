@@ -173,6 +173,17 @@ def test_same_data_give_the_same_bytes(tmp_path):
     assert (tmp_path / "a.mrc").read_bytes() == (tmp_path / "b.mrc").read_bytes()
 
 
+def test_what_settled_is_in_the_file_before_its_end(tmp_path):
+    data = make_data((4, 33, 35), "float32")
+    with create_mrc(tmp_path / "a.mrc", data.shape, voxel_size_angstrom=1.0) as writer:
+        writer.write(data[:3])
+        writer.settle()
+        (unfinished,) = tmp_path.iterdir()
+        assert unfinished.read_bytes()[1024:] == data[:3].tobytes()
+        writer.write(data[3])
+    np.testing.assert_array_equal(read_mrc(tmp_path / "a.mrc"), data)
+
+
 def test_statistics_do_not_cancel_on_a_large_offset(tmp_path):
     data = np.random.default_rng(0).normal(1e6, 1.0, (3, 300, 500)).astype(np.float32)
     write_mrc(tmp_path / "a.mrc", data, voxel_size_angstrom=1.0)

@@ -75,11 +75,12 @@ class Averages:
             images = torch.fft.irfft2(slices * change.conj(), s=(size, size))
             centred: Image = torch.fft.fftshift(images, dim=(-2, -1)).cpu()
             turned = affine_transform_images(centred, back).double().numpy()
-            np.add.at(self._sums[:, place], group, turned)
+            for one in np.unique(group):
+                self._sums[one, place] += turned[group == one].sum(axis=0)
         shells = fourier_shells((size, size)).clamp(max=size // 2).numpy()
         power = change.abs().square().double().cpu().numpy()
-        for row, one in zip(group, power, strict=True):
-            self._weights[row] += _mean_shells(one, shells)
+        for one in np.unique(group):
+            self._weights[one] += _mean_shells(power[group == one].sum(axis=0), shells)
 
 
 def finish_averages(sums: FloatArray, weights: FloatArray) -> FloatArray:

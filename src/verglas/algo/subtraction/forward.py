@@ -78,8 +78,8 @@ def make_reference(volumes: Mapping[int, Volume], remove: Volume) -> Reference:
         parts = torch.empty(shape, dtype=torch.complex64, device=remove.device)
     for place, volume in enumerate(volumes.values()):
         removed = volume * remove
-        parts[place, ..., 0] = transform_volume(volume - removed)
-        parts[place, ..., 1] = transform_volume(removed)
+        both = (transform_volume(volume - removed), transform_volume(removed))
+        torch.stack(both, dim=-1, out=parts[place])
     return Reference(parts, tuple(volumes), _find_reach(volumes, size))
 
 

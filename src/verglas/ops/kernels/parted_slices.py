@@ -8,11 +8,9 @@ with χ = k·Q·k + P(k), V the trilinear value of the padded transform at k' = 
 and s² tables of the particle's optics. Everything that does not reach Nyquist counts; the rest is zero.
 """
 
-# ruff: noqa: ANN001, ANN202 -- numba infers the types of kernels
-
 import math
 from functools import lru_cache
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -22,6 +20,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from verglas.ops.kernels import fourier_slice
+from verglas.ops.kernels import parted_slices_numba as _numba
 from verglas.ops.statistics import fourier_shells
 from verglas.shapes import ImageRfft
 
@@ -93,21 +92,28 @@ def predict(
     """
     if images.device.type != "cpu":
         return predict_reference(parts, reach, views, images)
-    removed, change = torch.empty_like(images), torch.empty_like(images)
+    # NumPy's arrays lie on large pages, torch's do not.
+    removed, change = (torch.from_numpy(np.empty(images.shape, np.complex64)) for _ in range(2))
     size = images.shape[1]
     sums = torch.zeros(len(images), PRODUCTS, size // 2, dtype=torch.float64)
     shells = _number_shells(size)
-    _predict_numba(
-        torch.view_as_real(parts).numpy(),
+    _numba.predict(
+        _view_real(parts),
         reach,
-        *(one.contiguous().numpy() for one in views),
+        tuple(_view_real(one) for one in views),
         shells,
-        images.contiguous().numpy(),
-        removed.numpy(),
-        change.numpy(),
+        _view_real(images),
+        _view_real(removed),
+        _view_real(change),
         sums.numpy(),
     )
     return removed, change, sums
+
+
+def _view_real(tensor: Tensor) -> npt.NDArray[Any]:
+    """Return a tensor as an array, real and imaginary parts along a last axis."""
+    array: npt.NDArray[Any] = tensor.contiguous().numpy()
+    return array.view(array.real.dtype).reshape(*array.shape, 2) if array.dtype.kind == "c" else array
 
 
 def predict_reference(
@@ -171,9 +177,9 @@ def subtract(images: ImageRfft, removed: ImageRfft, factors: Float[Tensor, "b sh
     if images.device.type != "cpu":
         return subtract_reference(images, removed, factors)
     size = images.shape[1]
-    after = torch.empty_like(images)
+    after = torch.from_numpy(np.empty(images.shape, np.complex64))
     shells = _number_shells(size)
-    _subtract_numba(
+    _numba.subtract(
         images.numpy(), removed.numpy(), factors.float().contiguous().numpy(), shells, after.numpy()
     )
     return after
@@ -192,8 +198,9 @@ def insert_pair(
     change: ImageRfft,
     axes: Float[Tensor, "b 2 3"],
     sums: Float[Tensor, "padded padded padded_half 5"],
+    rows: Int[Tensor, " some"],
 ) -> None:
-    """Insert images before and after with their weights into one Fourier volume, in place.
+    """Insert some images before and after with their weights into one Fourier volume, in place.
 
     Parameters
     ----------
@@ -205,12 +212,14 @@ def insert_pair(
         `(N, N, N // 2 + 1, 5)` Σ t C* before, Σ t C* after (real and imaginary), Σ t |C|², t the trilinear weight and
         C the change; of the planes kx = 0 and N / 2 as `ops.projection.insert_slices` fills them. With N below 2n the
         pixels that lie beyond N / 4 are left out, which is a coarser map of the same extent.
+    rows
+        Which of the b.
     """
     if sums.device.type != "cpu":
-        insert_pair_reference(before, after, change, axes, sums)
+        insert_pair_reference(before[rows], after[rows], change[rows], axes[rows], sums)
         return
-    arrays = (one.contiguous().numpy() for one in (before, after, change, axes))
-    _insert_numba(*arrays, sums.numpy(), numba.get_num_threads())
+    arrays = (one.contiguous().numpy() for one in (rows, before, after, change, axes))
+    _numba.insert_pair(*arrays, sums.numpy(), numba.get_num_threads())
 
 
 def insert_pair_reference(before: Tensor, after: Tensor, change: Tensor, axes: Tensor, sums: Tensor) -> None:
@@ -233,184 +242,3 @@ def insert_pair_reference(before: Tensor, after: Tensor, change: Tensor, axes: T
         sums[..., first] += real.real
         sums[..., first + 1] += real.imag
     sums[..., 4] += total
-
-
-@numba.njit(cache=True, inline="always")
-@no_type_check
-def _find_voxels(x, y, z, padded):
-    x0, y0, z0 = int(np.floor(x)), int(np.floor(y)), int(np.floor(z))
-    fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
-    y1, z1 = y0 + 1, z0 + 1
-    # A modulus would take longer than all the rest.
-    y0 += padded if y0 < 0 else 0
-    y1 += padded if y1 < 0 else 0
-    z0 += padded if z0 < 0 else 0
-    z1 += padded if z1 < 0 else 0
-    return x0, y0, z0, y1, z1, fx, fy, fz
-
-
-@numba.njit(cache=True, parallel=True, fastmath=True)
-@no_type_check
-def _predict_numba(
-    parts,
-    reach,
-    part,
-    axes,
-    shifts,
-    waves,
-    group,
-    squared,
-    phases,
-    factors,
-    squares,
-    shells,
-    images,
-    removed,
-    change,
-    sums,
-):  # pragma: no cover -- compiled
-    count, size, half = images.shape
-    padded = parts.shape[1]
-    columns = parts.shape[3]
-    scale = padded / size
-    limit, reach_limit = padded * padded / 4, ((reach - 0.5) * scale) ** 2
-    last = size // 2
-    one = np.float32(1)
-    for p in numba.prange(count):
-        volume, m, g = parts[part[p]].reshape(-1), axes[p], group[p]
-        ax, ay, az = m[0, 0] * scale, m[0, 1] * scale, m[0, 2] * scale
-        bx, by, bz = m[1, 0] * scale, m[1, 1] * scale, m[1, 2] * scale
-        qxx, qxy, qyy, start, bfactor, amplitude = waves[p]
-        turn_x, turn_y = -2 * np.pi * shifts[p, 0] / size, -2 * np.pi * shifts[p, 1] / size
-        step_re, step_im = np.cos(turn_x), np.sin(turn_x)
-        own = np.zeros((last + 1, 6), np.float32)
-        read = np.empty(4, np.float32)
-        for j in range(size):
-            ky = j if 2 * j < size else j - size
-            ramp_re, ramp_im = np.cos(turn_y * ky), np.sin(turn_y * ky)
-            removed[p, j, :] = 0
-            change[p, j, :] = 0
-            for kx in range(half):
-                if 4 * (kx * kx + ky * ky) >= size * size:
-                    break
-                c_re, c_im = np.float32(ramp_re), np.float32(ramp_im)
-                ramp_re, ramp_im = (
-                    ramp_re * step_re - ramp_im * step_im,
-                    ramp_re * step_im + ramp_im * step_re,
-                )
-                x, y, z = ax * kx + bx * ky, ay * kx + by * ky, az * kx + bz * ky
-                far = x * x + y * y + z * z
-                if far >= limit:
-                    continue
-                sign = one
-                if x < 0:
-                    x, y, z, sign = -x, -y, -z, -one
-                read[:] = 0
-                if far < reach_limit:
-                    x0, y0, z0, y1, z1, fx, fy, fz = _find_voxels(x, y, z, padded)
-                    b00 = 4 * ((z0 * padded + y0) * columns + x0)
-                    b01 = 4 * ((z0 * padded + y1) * columns + x0)
-                    b10 = 4 * ((z1 * padded + y0) * columns + x0)
-                    b11 = 4 * ((z1 * padded + y1) * columns + x0)
-                    w00, w01 = (one - fz) * (one - fy), (one - fz) * fy
-                    w10, w11 = fz * (one - fy), fz * fy
-                    gx = one - fx
-                    for c in range(4):
-                        near = w00 * volume[b00 + c] + w01 * volume[b01 + c]
-                        near += w10 * volume[b10 + c] + w11 * volume[b11 + c]
-                        next_ = w00 * volume[b00 + 4 + c] + w01 * volume[b01 + 4 + c]
-                        next_ += w10 * volume[b10 + 4 + c] + w11 * volume[b11 + 4 + c]
-                        read[c] = gx * near + fx * next_
-                chi = qxx * kx * kx + qxy * kx * ky + qyy * ky * ky + start + phases[g, j, kx]
-                chi -= 2 * np.pi * np.rint(chi / (2 * np.pi))
-                t = np.float32(amplitude) * np.sin(np.float32(chi))
-                if bfactor != 0:
-                    t *= np.float32(np.exp(-bfactor * squares[g, j, kx]))
-                if squared[p]:
-                    t *= t
-                f = factors[g, j, kx]
-                f_re, f_im = t * f.real, t * f.imag
-                c_re, c_im = c_re * f_re - c_im * f_im, c_re * f_im + c_im * f_re
-                k_re, k_im = read[0], sign * read[1]
-                r_re, r_im = read[2], sign * read[3]
-                k_re, k_im = k_re * c_re - k_im * c_im, k_re * c_im + k_im * c_re
-                r_re, r_im = r_re * c_re - r_im * c_im, r_re * c_im + r_im * c_re
-                change[p, j, kx] = complex(c_re, c_im)
-                removed[p, j, kx] = complex(r_re, r_im)
-                seen = images[p, j, kx]
-                w = one if kx == 0 else np.float32(2)
-                # What lies in no whole shell is added to a last one that nobody reads.
-                s = shells[j, kx]
-                own[s, 0] += w * (seen.real * seen.real + seen.imag * seen.imag)
-                own[s, 1] += w * (seen.real * k_re + seen.imag * k_im)
-                own[s, 2] += w * (seen.real * r_re + seen.imag * r_im)
-                own[s, 3] += w * (k_re * k_re + k_im * k_im)
-                own[s, 4] += w * (k_re * r_re + k_im * r_im)
-                own[s, 5] += w * (r_re * r_re + r_im * r_im)
-        for s in range(last):
-            for i in range(6):
-                sums[p, i, s] = own[s, i]
-
-
-@numba.njit(cache=True, parallel=True)
-@no_type_check
-def _subtract_numba(images, removed, factors, shells, after):  # pragma: no cover -- compiled
-    count, size, half = images.shape
-    for row in numba.prange(count * size):
-        p, j = row // size, row % size
-        for kx in range(half):
-            after[p, j, kx] = images[p, j, kx] - factors[p, shells[j, kx]] * removed[p, j, kx]
-
-
-@numba.njit(cache=True, parallel=True, fastmath=True)
-@no_type_check
-def _insert_numba(before, after, change, axes, sums, parts):  # pragma: no cover -- compiled
-    # Every part owns the sections z = part (mod parts) and walks over all pixels: no two threads meet, and a voxel's
-    # terms are added in the same order however many threads there are.
-    count, size, _ = before.shape
-    padded = sums.shape[0]
-    columns = sums.shape[2]
-    flat = sums.reshape(-1)
-    small = padded // 2
-    edge = (small + 1) // 2
-    for part in numba.prange(parts):
-        values = np.empty(5, np.float32)
-        for p in range(count):
-            m = axes[p]
-            ax, ay, az = 2 * m[0, 0], 2 * m[0, 1], 2 * m[0, 2]
-            bx, by, bz = 2 * m[1, 0], 2 * m[1, 1], 2 * m[1, 2]
-            for ky in range(-edge, edge):
-                j = ky if ky >= 0 else ky + size
-                for kx in range(edge):
-                    if 4 * (kx * kx + ky * ky) >= small * small:
-                        break
-                    x, y, z = ax * kx + bx * ky, ay * kx + by * ky, az * kx + bz * ky
-                    if 4 * (x * x + y * y + z * z) >= padded * padded:
-                        continue
-                    sign = np.float32(1)
-                    if x < 0:
-                        x, y, z, sign = -x, -y, -z, np.float32(-1)
-                    x0, y0, z0, y1, z1, fx, fy, fz = _find_voxels(x, y, z, padded)
-                    if parts > 1 and z0 % parts != part and z1 % parts != part:
-                        continue
-                    c, b, a = change[p, j, kx], before[p, j, kx], after[p, j, kx]
-                    share = np.float32(0.5) if kx == 0 else np.float32(1)
-                    values[0] = share * (b.real * c.real + b.imag * c.imag)
-                    values[1] = share * sign * (b.imag * c.real - b.real * c.imag)
-                    values[2] = share * (a.real * c.real + a.imag * c.imag)
-                    values[3] = share * sign * (a.imag * c.real - a.real * c.imag)
-                    values[4] = share * (c.real * c.real + c.imag * c.imag)
-                    for dz in range(2):
-                        zi = z1 if dz else z0
-                        if parts > 1 and zi % parts != part:
-                            continue
-                        wz = fz if dz else np.float32(1) - fz
-                        for dy in range(2):
-                            yi = y1 if dy else y0
-                            w = wz * (fy if dy else np.float32(1) - fy)
-                            near, far = w * (np.float32(1) - fx), w * fx
-                            base = 5 * ((zi * padded + yi) * columns + x0)
-                            for i in range(5):
-                                flat[base + i] += near * values[i]
-                            for i in range(5):
-                                flat[base + 5 + i] += far * values[i]

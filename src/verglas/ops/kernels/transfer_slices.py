@@ -79,8 +79,8 @@ def move_and_weigh_reference(
 
 @numba.njit(cache=True, inline="always")
 @no_type_check
-def _sine(angle):
-    # To 4e-9, and without a branch, so that a row is done several pixels at a time.
+def sine(angle):  # noqa: ANN201
+    """Return the sine to 4e-9, and without a branch, so that a row is done several pixels at a time."""
     half_turns = np.floor(angle / math.pi + 0.5)
     rest = angle - half_turns * math.pi
     sign = 1.0 - 2.0 * (half_turns - 2.0 * np.floor(0.5 * half_turns))
@@ -116,7 +116,7 @@ def _weigh_numba(slices, shifts, phases, factors, seen, squares):
             for kx in range(half):
                 radius = float(kx * kx + ky * ky)
                 chi = xx * kx * kx + xy * kx * ky + yy * ky * ky + quartic * radius * radius + start
-                transfer = factors[v, j, kx] * _sine(chi)
+                transfer = factors[v, j, kx] * sine(chi)
                 cos = (row_cos * turns[kx, 0] - row_sin * turns[kx, 1]) * transfer
                 sin = (row_cos * turns[kx, 1] + row_sin * turns[kx, 0]) * transfer
                 real, imag = slices[p, v, j, kx, 0], slices[p, v, j, kx, 1]
