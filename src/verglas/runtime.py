@@ -3,15 +3,19 @@
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from verglas.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def available_cores() -> int:
@@ -50,6 +54,26 @@ def set_threads(count: int) -> None:
     # numba first: as it starts its threads, it may set OpenMP's, which are torch's, to all cores.
     numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     torch.set_num_threads(count)
+
+
+def map_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Call `function` on all items in as many threads as torch may use, each of them with one thread of torch.
+
+    For work on whole images this is faster than threads within each operation, which wait for each other after every
+    one, and what a part of the work gives does not depend on the number of threads.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return [function(item) for item in items]
+    # A thread that starts takes the number that is set when it first asks.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

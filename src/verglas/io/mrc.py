@@ -7,7 +7,7 @@ through in the size of its pieces. The same data give the same bytes: there is n
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from io import BufferedReader, BufferedWriter
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "read_images",
     "read_mrc",
     "read_mrc_header",
+    "read_rows",
     "read_sections",
     "write_mrc",
 ]
@@ -133,7 +134,29 @@ def read_sections(
     return result
 
 
-def _read_into(file: BufferedReader, array: Array) -> None:
+def read_rows(path: Path | str, header: MrcHeader, section: int, top: int, bottom: int) -> Array:
+    """Read rows `top` to `bottom` (not included) of one section of a file whose header is known.
+
+    Returns
+    -------
+    ndarray
+        `(bottom - top, x)` in the data type of the file and the byte order of the machine.
+    """
+    count, height, width = header.shape
+    if not (0 <= section < count and 0 <= top <= bottom <= height):
+        raise UserError(
+            f"rows {top} to {bottom} of section {section + 1} are outside MRC file {str(path)!r}, which holds "
+            f"{count} sections of {height} rows"
+        )
+    result = np.empty((bottom - top, width), header.dtype)
+    # Without a buffer: what is read goes where it is wanted, and no more than that.
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(header.data_offset + (section * height + top) * width * header.dtype.itemsize)
+        _read_into(file, result)
+    return result if header.dtype.isnative else result.astype(header.dtype.newbyteorder("="))
+
+
+def _read_into(file: BufferedReader | FileIO, array: Array) -> None:
     view = array.reshape(-1).view(np.uint8).data
     while view:
         count = file.readinto(view)
@@ -279,10 +302,12 @@ class MrcWriter:
             )
         if self._written + len(array) > self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written + len(array)}")
+        rows = max(1, _CHUNK_BYTES // max(1, 16 * array.shape[2]))
         for section in array:
-            converted = _convert(section, self._dtype)
-            self._statistics.add(converted)
-            self._file.write(converted.reshape(-1).view(np.uint8).data)
+            for top in range(0, len(section), rows):
+                converted = _convert(section[top : top + rows], self._dtype)
+                self._statistics.add(converted)
+                self._file.write(converted.reshape(-1).view(np.uint8).data)
         self._written += len(array)
 
     def write_rows(self, block: npt.ArrayLike) -> None:

@@ -6,7 +6,7 @@ import torch
 from scipy import ndimage
 
 from tests.unit.motion.cases import make_bad_camera, make_movie, make_truth
-from verglas.algo.motion.bands import band_shape, transform_band
+from verglas.algo.motion.bands import band_shape, read_band
 from verglas.algo.motion.defects import choose_sources, find_defects
 from verglas.algo.motion.estimate import Settings, estimate_motion
 from verglas.algo.motion.field import fit_polynomial, shifts_on_axes
@@ -17,7 +17,7 @@ from verglas.algo.simulation.detector import make_camera
 from verglas.errors import UserError
 from verglas.model import MotionModel
 from verglas.ops.dose import exposure_filter, power_normalised_weights
-from verglas.ops.kernels.warp import add_displaced, count_blocks, displace_reference
+from verglas.ops.kernels.warp import add_displaced, count_blocks, displace_reference, read_from
 
 PIXEL = 1.5
 
@@ -25,7 +25,7 @@ PIXEL = 1.5
 def estimate(frames, grid):
     shape = frames.shape[1:]
     low = band_shape(shape, PIXEL)
-    bands = torch.stack([transform_band(torch.from_numpy(f.astype(np.float32)), low) for f in frames])
+    bands = torch.stack([read_band(lambda top, bottom, f=f: f[top:bottom], shape, low) for f in frames])
     return estimate_motion(bands, low, shape, Settings(grid, PIXEL))
 
 
@@ -168,7 +168,7 @@ def test_kernel_and_plain_torch_displace_alike(shape):
     image = torch.randn(shape, generator=generator)
     shifts = 4 * torch.randn(*count_blocks(shape), 2, generator=generator)
     sums = torch.zeros(2, *shape)
-    add_displaced([image], shifts[None], torch.tensor([[1.0, -0.5]]), sums)
+    add_displaced(read_from([image]), shifts[None], torch.tensor([[1.0, -0.5]]), sums)
     expected = displace_reference(image, shifts)
     torch.testing.assert_close(sums[0], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sums[1], -0.5 * expected, atol=1e-5, rtol=1e-5)
@@ -179,7 +179,7 @@ def test_displaced_image_is_the_spline_of_scipy():
     model = MotionModel(np.array([[2.3, -4.6]]), np.zeros((2, 1, 1, 1)))
     sums = torch.zeros(1, 96, 96)
     shifts = block_shifts(model, 0, (96, 96), 1.0)
-    add_displaced([torch.from_numpy(image)], shifts[None], torch.ones(1, 1), sums)
+    add_displaced(read_from([torch.from_numpy(image)]), shifts[None], torch.ones(1, 1), sums)
     expected = ndimage.shift(image, (-2.3, 4.6), order=5, mode="nearest")
     middle = (slice(10, -10), slice(10, -10))
     assert np.abs(sums[0].numpy() - expected)[middle].max() < 0.01 * image.std()
@@ -192,8 +192,7 @@ def test_sums_weighted_by_exposure_are_those_of_filtered_frames():
     weighting = weight_by_exposure(7, PIXEL, 1.5, 2.0)
     assert weighting.factors.shape[1] < 7
     sums = FrameSums(still, (64, 80), PIXEL, weighting, even=True)
-    for i, frame in enumerate(frames):
-        sums.add(i, frame)
+    sums.add(range(7), read_from(list(frames)))
     torch.testing.assert_close(sums.plain(), frames.sum(0), atol=2e-2, rtol=1e-3)
     torch.testing.assert_close(sums.even(), frames[1::2].sum(0))
     filters = exposure_filter((64, 80), PIXEL, 2.0 + 1.5 * torch.arange(1, 8, dtype=torch.float64))
@@ -206,6 +205,5 @@ def test_sums_weighted_by_exposure_are_those_of_filtered_frames():
 def test_plain_weights_add_frames():
     assert weight_plainly(3).curves is None
     sums = FrameSums(MotionModel(np.zeros((3, 2)), np.zeros((2, 1, 1, 1))), (32, 32), 1.0, weight_plainly(3))
-    for i in range(3):
-        sums.add(i, torch.full((32, 32), float(i)))
+    sums.add(range(3), read_from([torch.full((32, 32), float(i)) for i in range(3)]))
     torch.testing.assert_close(sums.weighted(), torch.full((32, 32), 3.0))
