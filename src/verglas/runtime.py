@@ -87,6 +87,7 @@ def reuse_memory() -> Iterator[None]:
     if library is None or not hasattr(library, "gnu_get_libc_version"):
         yield
         return
+    library.mallopt(_M_ARENA_MAX, 1)
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     try:
@@ -95,7 +96,7 @@ def reuse_memory() -> Iterator[None]:
         library.malloc_trim(0)
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _KEPT_BYTES = 2**30
 
 

@@ -12,11 +12,11 @@ from verglas.ops.fft import fast_size
 from verglas.ops.kernels.halve import ORDER, halve_image
 
 HIGHEST = 0.2
-FINEST_ANGSTROM = 5.0
+FINEST_ANGSTROM = 7.0
 
 
 def band_shape(shape: tuple[int, int], pixel_size_angstrom: float) -> tuple[int, int]:
-    """Size of the images that hold the frequencies up to 1/5 Å, or 0.2 of the sampling where that is less."""
+    """Size of the images that hold the frequencies up to 1/7 Å, or 0.2 of the sampling where that is less."""
     share = min(HIGHEST, pixel_size_angstrom / FINEST_ANGSTROM) * 2
     return _fit(shape[0], share), _fit(shape[1], share)
 
