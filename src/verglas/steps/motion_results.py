@@ -28,7 +28,7 @@ CAPTIONS = {
     "the frames stop telling of the motion",
 }
 
-_SPECTRUM = 2048
+_SPECTRUM = 1024
 
 
 @dataclass(frozen=True, eq=False)

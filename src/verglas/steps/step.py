@@ -8,7 +8,7 @@ that was killed and continued therefore ends with the same bytes as one that was
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -380,6 +380,7 @@ def _run_pending(
     with (
         open_progress(step.name, len(work), quiet=quiet) as progress,
         closing(run_items(_do_item, work, workers=run.workers, threads=run.threads)) as running,
+        _thawed_at_end(),
     ):
         for outcome in running:
             outcomes.append(outcome)
@@ -400,6 +401,15 @@ def _run_pending(
     return outcomes
 
 
+@contextmanager
+def _thawed_at_end() -> Iterator[None]:
+    """Let this process look through all of its objects again, as it did before items ran."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _do_item(work: _Work[P]) -> tuple[str, ...]:
     """Run one item in the worker, put its state on disk, and return its warnings."""
     started = time.perf_counter()
@@ -407,8 +417,9 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
     context = Context(folder.path, choose_worker_device(work.device), work.threads)
     with reuse_memory():
-        # What the last item left in cycles may be large.
+        # What the last item left in cycles may be large. What is left are libraries, and need not be looked through again.
         gc.collect()
+        gc.freeze()
         result = work.step.run_item(item, work.params, context)
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(
