@@ -64,8 +64,9 @@ def map_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """
     import torch
 
+    items = list(items)
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or len(items) == 1:
         return [function(item) for item in items]
     # A thread that starts takes the number that is set when it first asks.
     torch.set_num_threads(1)
