@@ -37,8 +37,9 @@ __all__ = [
     "write_mrc",
 ]
 
-# Conversion and statistics go through pieces of this many values, small enough for the processor's cache.
-_BLOCK = 1 << 17
+# Conversion and statistics go through pieces of this many values: small enough for the processor's cache, and large
+# enough for another thread to do something in between.
+_BLOCK = 1 << 19
 _CHUNK_BYTES = 1 << 26
 
 
@@ -371,14 +372,14 @@ class _Statistics:
         self.known = self.known and array.dtype.kind != "c"
         flat = array.reshape(-1)
         for start in range(0, flat.size if self.known else 0, _BLOCK):
-            block = flat[start : start + _BLOCK].astype(np.float64)
+            block = flat[start : start + _BLOCK]
             low, high = float(block.min()), float(block.max())
             if not (math.isfinite(low) and math.isfinite(high)):
                 self.known = False
                 return
             self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-            mean = float(block.mean())
-            block -= mean
+            mean = float(block.mean(dtype=np.float64))
+            block = np.subtract(block, mean, dtype=np.float64)
             total = self.count + block.size
             step = mean - self.mean
             self.squares += (

@@ -112,7 +112,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     """Correct one movie."""
     from verglas.algo.motion.field import fit_polynomial
     from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
-    from verglas.runtime import choose_device, set_threads
+    from verglas.runtime import choose_device, release_memory, set_threads
 
     set_threads(context.threads)
     source: MovieSource = item.record
@@ -135,6 +135,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     binned = pixel * frames.shape[1] / shape[1]
     device = choose_device(context.device)
     found = _estimate(frames, shape, binned, params)
+    release_memory()
     model = replace(found.model, first_frame=frames.start)
     stack = [f"aligned/{item.name}.mrcs"] if params.aligned_stack else []
     path = context.folder / stack[0] if stack else None
@@ -205,11 +206,11 @@ def estimate(items: list[Item], params: MotionParams) -> Estimate:
         movie = _open_movie(item.record.path, params)
         count, height, width = movie.shape
         pixels = height * width
-        kept = movie.dtype.itemsize if movie.dtype.itemsize <= 2 else 0
-        memory = max(memory, pixels * (count * (kept + 2) + 60))
+        kept = 0 if movie.has_rows else movie.dtype.itemsize
+        memory = max(memory, pixels * (count * (kept + 1) + 32))
         images = 1 + (params.exposure is not None) + 2 * params.odd_even
         disk += int(pixels / params.factor**2 * (4 * images + 2 * count * params.aligned_stack))
-        seconds += 3.0 + pixels * count * 2.5e-8
+        seconds += 2.0 + pixels * count * 1.5e-8
     return Estimate(PROCESS_BYTES + memory, disk, seconds)
 
 
@@ -262,8 +263,8 @@ def _load_gain(params: MotionParams, folder: Path) -> tuple[FloatArray | None, P
 
 def _correct(
     frames: "MovieFrames", gain: FloatArray | None, pixel: float, params: MotionParams
-) -> "tuple[Spectrum, FloatArray, list[str]]":
-    """Check the gain reference and find the defects; returns the spectrum of the frames as they lie, and the defects."""
+) -> "tuple[Spectrum, npt.NDArray[np.int64], list[str]]":
+    """Check the gain reference and find the defects; also returns the spectrum of the frames as they lie."""
     from verglas.algo.motion.gain import LEAST_SCORE, check_gain
 
     total = frames.add_up()
@@ -338,7 +339,7 @@ def _add_up(
     device: "torch.device",
     stack: Path | None,
 ) -> "dict[str, torch.Tensor]":
-    """Add the frames up without their motion, and write them as `stack` where one is wanted; images by their folder."""
+    """Add the frames up without their motion; images by their folder. `stack` is where aligned frames go."""
     import torch
 
     from verglas.algo.motion.sums import FrameSums, weight_by_exposure, weight_plainly

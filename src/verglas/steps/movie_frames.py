@@ -42,7 +42,7 @@ class MovieFrames:
         self._places = self._sources = np.empty(0, np.int64)
 
     def read_rows(self, number: int, top: int, bottom: int) -> npt.NDArray[Any]:
-        """Rows `top` to `bottom` of frame `number` of the range, mended: integers as the camera wrote them, or float32."""
+        """Rows `top` to `bottom` of frame `number` of the range, mended: integers as they are, or float32."""
         width = self.shape[1]
         if self._kept is not None:
             return self._kept[number, top:bottom]
@@ -146,7 +146,11 @@ class MovieFrames:
 
 def _simplify(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Integers of one or two bytes as they are, everything else in single precision."""
-    return frames if frames.dtype.kind in "iu" and frames.dtype.itemsize <= 2 else frames.astype(np.float32, copy=False)
+    return (
+        frames
+        if frames.dtype.kind in "iu" and frames.dtype.itemsize <= 2
+        else frames.astype(np.float32, copy=False)
+    )
 
 
 def read_gain(path: Path) -> FloatArray:

@@ -417,10 +417,14 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
     context = Context(folder.path, choose_worker_device(work.device), work.threads)
     with reuse_memory():
-        # What the last item left in cycles may be large. What is left are libraries, and need not be looked through again.
+        # What is there before are libraries for the most part, and need not be looked through again.
         gc.collect()
         gc.freeze()
-        result = work.step.run_item(item, work.params, context)
+        try:
+            result = work.step.run_item(item, work.params, context)
+        finally:
+            # What the item left in cycles may be large.
+            gc.collect()
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(
         item.name,

@@ -11,12 +11,13 @@ from verglas.algo.motion.defects import choose_sources, find_defects
 from verglas.algo.motion.estimate import Settings, estimate_motion
 from verglas.algo.motion.field import fit_polynomial, shifts_on_axes
 from verglas.algo.motion.gain import check_gain, turn_gain
-from verglas.algo.motion.likelihood import make_grid, score_shifts
+from verglas.algo.motion.likelihood import align, limit_grid, make_grid, measure_powers, score_shifts
 from verglas.algo.motion.sums import FrameSums, block_shifts, weight_by_exposure, weight_plainly
 from verglas.algo.simulation.detector import make_camera
 from verglas.errors import UserError
 from verglas.model import MotionModel
 from verglas.ops.dose import exposure_filter, power_normalised_weights
+from verglas.ops.kernels.halve import halve_image, halve_reference
 from verglas.ops.kernels.warp import add_displaced, count_blocks, displace_reference, read_from
 
 PIXEL = 1.5
@@ -113,6 +114,49 @@ def test_gradient_and_information_are_those_of_the_likelihood():
     torch.testing.assert_close(information, 0.5 * (mixed + mixed.T), rtol=1e-4, atol=1e-3)
 
 
+def test_sums_of_aligned_transforms_are_those_of_plain_torch():
+    generator = torch.Generator().manual_seed(3)
+    transforms = torch.fft.rfft2(torch.randn(4, 150, 40, generator=generator))
+    grid = make_grid((150, 40), (2.0, 2.0), 0.2)
+    shifts = 5 * torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    aligned = align(transforms, grid, shifts)
+    own = (aligned.abs() ** 2).sum(0).double()
+    common = aligned.sum(0).abs().double() ** 2 - own
+    powers = measure_powers(transforms, grid, shifts)
+    for found, wanted, count in zip(powers, (own, common), (4, 12), strict=True):
+        expected = torch.bincount(grid.rings[grid.usable], wanted[grid.usable], minlength=len(found)) / count
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+    # Some of the rows and columns, as the frequencies that tell most are.
+    low, rows, columns = limit_grid(grid, 0.1)
+    weights = torch.where(low.usable, 1.0, 0.0)
+    gradient, information = score_shifts(transforms, low, weights, shifts, rows)
+    whole = score_shifts(transforms[:, rows, :columns], low, weights, shifts)
+    torch.testing.assert_close(gradient, whole[0])
+    torch.testing.assert_close(information, whole[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_halved_image_is_that_of_plain_torch_and_has_the_same_low_frequencies(dtype):
+    rng = np.random.default_rng(5)
+    image = rng.poisson(6.0, (202, 260)).astype(dtype)
+    gain = rng.normal(1.0, 0.1, image.shape).astype(np.float32)
+    corrected = torch.from_numpy(image * gain).float()
+
+    def read_rows(top, bottom):
+        return image[top:bottom]
+
+    halved = halve_image(read_rows, image.shape, gain)
+    torch.testing.assert_close(halved, halve_reference(corrected), rtol=1e-5, atol=1e-5)
+    low = (64, 80)
+    band = read_band(read_rows, image.shape, low, gain)
+    whole = torch.fft.rfft2(corrected)[np.r_[0:32, 202 - 32 : 202], :41] * (64 * 80 / (202 * 260))
+    inside = (torch.fft.fftfreq(64).abs()[:, None] < 0.4) & (torch.fft.rfftfreq(80) < 0.4)
+    inside[0, 0] = False
+    # Nearly all of what comes in from higher frequencies was smoothed away.
+    rms = (band - whole)[inside].abs().square().mean().sqrt()
+    assert float(rms) < 0.04 * float(whole[inside].abs().square().mean().sqrt())
+
+
 def test_polynomial_is_the_spline_where_it_can_be():
     generator = np.random.default_rng(2)
     nodes = np.zeros((2, 3, 3, 3))
@@ -172,6 +216,11 @@ def test_kernel_and_plain_torch_displace_alike(shape):
     expected = displace_reference(image, shifts)
     torch.testing.assert_close(sums[0], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sums[1], -0.5 * expected, atol=1e-5, rtol=1e-5)
+    counts, gain = torch.randint(0, 9, shape, generator=generator), torch.rand(shape, generator=generator)
+    sums.zero_()
+    integers = counts.numpy().astype(np.uint8)
+    add_displaced(lambda _, top, bottom: integers[top:bottom], shifts[None], torch.ones(1, 2), sums, gain)
+    torch.testing.assert_close(sums[1], displace_reference(counts * gain, shifts), atol=1e-5, rtol=1e-5)
 
 
 def test_displaced_image_is_the_spline_of_scipy():

@@ -34,7 +34,9 @@ def find_defects(total: FloatArray) -> npt.NDArray[np.bool_]:
     bounds = (middle - LIMIT_SD * spread, middle + LIMIT_SD * spread)
     tops = range(0, len(total), _STRIP)
     few = tops[:: max(1, len(tops) // 16)]
-    away = np.concatenate(map_threads(lambda top: _measure_away(total, top, bounds, middle)[:, ::5].ravel(), few))
+    away = np.concatenate(
+        map_threads(lambda top: _measure_away(total, top, bounds, middle)[:, ::5].ravel(), few)
+    )
     noise = float(np.median(np.abs(away))) / 0.6745
     bad = np.zeros(total.shape, bool)
 
@@ -51,11 +53,11 @@ def _measure_away(total: FloatArray, top: int, bounds: tuple[float, float], midd
     """How far the pixels of a strip are from the mean of those around, in units of the noise of the middle value."""
     bottom = min(top + _STRIP, len(total))
     first, last = max(top - _REACH, 0), min(bottom + _REACH, len(total))
-    smooth = np.clip(total[first:last], *map(np.float32, bounds))
+    smooth: FloatArray = np.clip(total[first:last], np.float32(bounds[0]), np.float32(bounds[1]))
     along_y = (top - _REACH - first, bottom + _REACH - last)
     for axis, edges in ((0, along_y), (1, (-_REACH, _REACH))):
         smooth = _average_seven(smooth, axis, edges)
-    away = total[top:bottom] - smooth
+    away: FloatArray = total[top:bottom] - smooth
     # Counts scatter with the root of their mean, so what is usual depends on the place.
     np.maximum(smooth, np.float32(1e-3 * max(middle, 0.0) + 1e-12), out=smooth)
     smooth /= np.float32(max(middle, 1e-12))

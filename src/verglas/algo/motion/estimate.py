@@ -134,9 +134,7 @@ def estimate_motion(
     for rounds in (4, 2):
         weights, shares = _measure(everything, whole, [state.time_basis @ state.trajectory])
         limit = min(information_limit(weights, shares, whole), 0.99 * highest)
-        _refine(
-            state, settings, everything, whole, weights, centre, limit, local=False, rounds=rounds
-        )
+        _refine(state, settings, everything, whole, weights, centre, limit, local=False, rounds=rounds)
     information = _fisher(weights, shares, whole)
     if settings.grid[:2] != (1, 1):
         aligned = _shift_frames(bands, whole, state.time_basis @ state.trajectory, band_shape)

@@ -158,7 +158,7 @@ class FrameSums:
         curves = self._weighting.curves
         if curves is not None:
             sums = self._sums[: len(curves)]
-            transforms = torch.view_as_complex(sums.unflatten(2, (-1, 2)))
+            transforms = torch.view_as_complex(sums.view(*sums.shape[:2], -1, 2))
             tables = torch.from_numpy(curves).to(sums)
             y2, x2 = (axis.square() for axis in frequency_axes(self._shape, device=sums.device))
 

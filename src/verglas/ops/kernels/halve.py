@@ -2,10 +2,10 @@
 
 Convention
 ----------
-Pixel j of the result is the image around 2 j + 1/2 under the weights 1, 5, 10, 10, 5, 1 over 32 along each axis, which
-are five means of two neighbours; outside the image its outermost pixels hold. At a frequency of k cycles a pixel of
-the image, amplitudes are cos(πk)⁵ of what they were, and what lies at 1/2 - k comes in with sin(πk)⁵: nearly nothing for
-frequencies up to 0.2.
+Pixel j of the result is the image around 2 j + 1/2 under the weights 1, 5, 10, 10, 5, 1 over 32 along each axis,
+which are five means of two neighbours; outside the image its outermost pixels hold. At a frequency of k cycles a
+pixel of the image, amplitudes are cos(πk)⁵ of what they were, and what lies at 1/2 - k comes in with sin(πk)⁵: nearly
+nothing for frequencies up to 0.2.
 """
 
 from collections.abc import Callable

@@ -12,6 +12,7 @@ Rows are parted in the same way for any number of threads, so that the sums are 
 """
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -57,11 +58,17 @@ def sum_scores(
     """
     given = _prepare(transforms, shifts, y, x, rows)
     table = weights.float().contiguous().numpy()
-    parts = map_threads(
-        lambda first: _sum_scores(*given, table, first, min(first + _ROWS, len(rows))),
-        range(0, len(rows), _ROWS),
+
+    def add(first: int) -> tuple[FloatArray, FloatArray]:
+        sums: tuple[FloatArray, FloatArray] = _sum_scores(
+            *(*given, table, first, min(first + _ROWS, len(rows)))
+        )
+        return sums
+
+    parts = map_threads(add, range(0, len(rows), _ROWS))
+    return np.sum([slopes for slopes, _ in parts], axis=0), np.sum(
+        [products for _, products in parts], axis=0
     )
-    return np.sum([slopes for slopes, _ in parts], axis=0), np.sum([products for _, products in parts], axis=0)
 
 
 def sum_powers(
@@ -75,17 +82,16 @@ def sum_powers(
     given = _prepare(transforms, shifts, y, x, torch.arange(len(y)))
     table = rings.to(torch.int32).contiguous().numpy()
     count = int(rings.max()) + 1
-    parts = map_threads(
-        lambda first: _sum_powers(*given, table, count, first, min(first + _ROWS, len(y))),
-        range(0, len(y), _ROWS),
-    )
-    total: FloatArray = np.sum(parts, axis=0)
+
+    def add(first: int) -> FloatArray:
+        sums: FloatArray = _sum_powers(*(*given, table, count, first, min(first + _ROWS, len(y))))
+        return sums
+
+    total: FloatArray = np.sum(map_threads(add, range(0, len(y), _ROWS)), axis=0)
     return total
 
 
-def _prepare(
-    transforms: Tensor, shifts: Tensor, y: Tensor, x: Tensor, rows: Tensor
-) -> tuple[npt.NDArray[np.generic], ...]:
+def _prepare(transforms: Tensor, shifts: Tensor, y: Tensor, x: Tensor, rows: Tensor) -> tuple[Any, ...]:
     shifts = shifts.to(torch.float64)
     turn_y = torch.exp(2j * math.pi * shifts[:, :1] * y.double())
     turn_x = torch.exp(2j * math.pi * shifts[:, 1:] * x.double())

@@ -178,7 +178,9 @@ def _add_strip(
         blocks = (right - left + BLOCK - 1) // BLOCK
         for f in range(len(weights)):
             rows = together[ends[f] : ends[f + 1]]
-            step, start = _move_along_x(rows, first[f], gain, shifts[f], means[f], table, top, bottom, left, right, sums.shape[1])
+            step, start = _move_along_x(
+                rows, first[f], gain, shifts[f], means[f], table, top, bottom, left, right, sums.shape[1]
+            )
             for y in range(top, bottom):
                 _move_along_y(step, y - start, shifts[f, y // BLOCK], table, left // BLOCK, blocks, result)
                 for k in range(weights.shape[1]):
@@ -240,7 +242,9 @@ def _move_along_x(
         for x in range(inside):
             line[x] = np.float32(source[0]) * (gain[row, 0] if gain.size > 0 else np.float32(1))
         for x in range(outside, length):
-            line[x] = np.float32(source[width - 1]) * (gain[row, width - 1] if gain.size > 0 else np.float32(1))
+            line[x] = np.float32(source[width - 1]) * (
+                gain[row, width - 1] if gain.size > 0 else np.float32(1)
+            )
         i = min(max(row - mean_row, 0), height - 1) // BLOCK
         for j in range(blocks):
             shift = shifts[i, left // BLOCK + j, 1]
