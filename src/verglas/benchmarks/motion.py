@@ -45,6 +45,10 @@ _SEED = 11
 
 def run(quick: bool) -> Iterator[Figure]:
     """Correct one movie of each kind."""
+    with tempfile.TemporaryDirectory(prefix="verglas-motion-") as scratch:
+        # Kernels are compiled once on a machine.
+        case = make_case(Path(scratch), "warm_up", TILT, 512, seed=_SEED)
+        _run_ours(Path(scratch), case, [case.movie])
     for name, kind, target, size in (
         ("single_particle", SINGLE_PARTICLE, 0.25, 1536 if quick else 4096),
         ("tilt", TILT, 0.5, 2048 if quick else 4096),

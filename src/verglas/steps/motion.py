@@ -140,6 +140,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     stack = [f"aligned/{item.name}.mrcs"] if params.aligned_stack else []
     path = context.folder / stack[0] if stack else None
     images = _add_up(frames, shape, binned, model, params, source, device, path)
+    release_memory()
     coefficients, misfit = fit_polynomial(model)
     names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
     write_motion(context.folder / names[0], model)
@@ -343,6 +344,7 @@ def _add_up(
     import torch
 
     from verglas.algo.motion.sums import FrameSums, weight_by_exposure, weight_plainly
+    from verglas.runtime import release_memory
 
     weighting = weight_plainly(frames.count)
     if params.exposure is not None:
@@ -356,6 +358,7 @@ def _add_up(
     else:
         _add_whole_frames(sums, frames, shape, pixel, model, stack)
     frames.release()
+    release_memory()
     images = {"averages": sums.plain().cpu()}
     if params.odd_even:
         even = sums.even().cpu()

@@ -138,8 +138,9 @@ def test_sums_of_aligned_transforms_are_those_of_plain_torch():
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
 def test_halved_image_is_that_of_plain_torch_and_has_the_same_low_frequencies(dtype):
     rng = np.random.default_rng(5)
-    image = rng.poisson(6.0, (202, 260)).astype(dtype)
-    gain = rng.normal(1.0, 0.1, image.shape).astype(np.float32)
+    # The same all along the edges, which a transform takes for neighbours.
+    image = np.pad(rng.poisson(6.0, (194, 252)), 4, constant_values=6).astype(dtype)
+    gain = np.pad(rng.normal(1.0, 0.1, (194, 252)), 4, constant_values=1).astype(np.float32)
     corrected = torch.from_numpy(image * gain).float()
 
     def read_rows(top, bottom):
@@ -154,7 +155,7 @@ def test_halved_image_is_that_of_plain_torch_and_has_the_same_low_frequencies(dt
     inside[0, 0] = False
     # Nearly all of what comes in from higher frequencies was smoothed away.
     rms = (band - whole)[inside].abs().square().mean().sqrt()
-    assert float(rms) < 0.04 * float(whole[inside].abs().square().mean().sqrt())
+    assert float(rms) < 0.01 * float(whole[inside].abs().square().mean().sqrt())
 
 
 def test_polynomial_is_the_spline_where_it_can_be():

@@ -85,7 +85,7 @@ def align(
 def measure_powers(
     transforms: Complex[Tensor, "n h w"], grid: Grid, shifts: Float[Tensor, "n 2"]
 ) -> Float[Tensor, "2 rings"]:
-    """Sums by ring of the mean power of the images, and of the mean of what two of them have in common."""
+    """Sum by ring the mean power of the images, and the mean of what two of them have in common."""
     count = len(transforms)
     sums = sum_powers(transforms, shifts, grid.y, grid.x, torch.where(grid.usable, grid.rings, -1))
     padded = torch.zeros(2, int(grid.rings.max()) + 1, dtype=torch.float64)
