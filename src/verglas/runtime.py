@@ -4,15 +4,19 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from verglas.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def available_cores() -> int:
@@ -53,6 +57,27 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def map_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Call `function` on all items in as many threads as torch may use, each of them with one thread of torch.
+
+    For work on whole images this is faster than threads within each operation, which wait for each other after every
+    one, and what a part of the work gives does not depend on the number of threads.
+    """
+    import torch
+
+    items = list(items)
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    # A thread that starts takes the number that is set when it first asks.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @contextmanager
 def reuse_memory() -> Iterator[None]:
     """Let this process use the memory of large arrays again within the block, and hand it back at its end.
@@ -60,10 +85,11 @@ def reuse_memory() -> Iterator[None]:
     What is handed back after each array comes anew page by page, each cleared by the system: a third of the time of
     work on whole images. Nothing happens where the C library is not GNU's.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "gnu_get_libc_version"):
+    library = _find_glibc()
+    if library is None:
         yield
         return
+    library.mallopt(_M_ARENA_MAX, 1)
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     try:
@@ -86,7 +112,19 @@ def set_aside_objects() -> Iterator[None]:
         gc.unfreeze()
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+def release_memory() -> None:
+    """Hand back what is free at once, between two parts of the work within :func:`reuse_memory` that need much."""
+    library = _find_glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _find_glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _KEPT_BYTES = 2**30
 
 

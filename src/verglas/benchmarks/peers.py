@@ -207,3 +207,34 @@ for path, tilted in zip(asked["images"], asked["tilted"]):
 print(json.dumps({"found": found}))
 """
 """Defocus at the centre, angle of the astigmatism, and seconds for each `.npy`; it is told which are tilted."""
+
+TORCH_MOTION_CORRECTION = """
+import json, sys, time
+
+import numpy as np
+import torch
+
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["workers"])
+from torch_motion_correction import (
+    OptimizationConfig, PatchSamplingConfig, correct_motion, estimate_global_motion, estimate_local_motion
+)
+
+frames = torch.from_numpy(np.load(asked["frames"]))
+pixel = asked["pixel"]
+started = time.perf_counter()
+whole = estimate_global_motion(frames, pixel)
+field, _ = estimate_local_motion(
+    frames, pixel, tuple(asked["grid"]), PatchSamplingConfig((asked["patch"], asked["patch"])),
+    initial_deformation_field=whole, optimization=OptimizationConfig(early_stopping=True),
+)
+total = correct_motion(frames, field, pixel).sum(0)
+seconds = time.perf_counter() - started
+y, x = torch.tensor(asked["places"], dtype=torch.float32).T
+found = []
+with torch.no_grad():
+    for t in torch.linspace(0, 1, len(frames)):
+        found.append(field(torch.stack([t.expand(len(y)), y, x], dim=1)).tolist())
+print(json.dumps({"seconds": seconds, "shifts": found}))
+"""
+"""Motion of frames `(n, y, x)` in an `.npy` file, corrected and mended: shifts yx in Å at places yx from 0 to 1."""

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from verglas.figures.style import COLOURS, LINE, PAGE_INCHES, house_style, make_figure, save_figure
 from verglas.figures.tomogram import draw_scale_bar, show_image
@@ -42,21 +44,23 @@ def draw_trajectories(
     """
     height, width = image.shape
     with house_style():
-        figure = make_figure(PAGE_INCHES, PAGE_INCHES * height / width + 0.35)
-        axes = figure.add_subplot()
+        high = PAGE_INCHES * height / width + 0.35
+        figure = make_figure(PAGE_INCHES, high)
+        (axes,) = _place_axes(figure, [(0.0, 0.0, PAGE_INCHES, high - 0.3)])
         show_image(axes, image, pixel_size_angstrom, lowpass_angstrom)
         scale = magnification / pixel_size_angstrom
-        for i, place in enumerate(places):
-            y = place[0] * height + scale * (paths_angstrom[:, i, 0] - paths_angstrom[:, i, 0].mean())
-            x = place[1] * width + scale * (paths_angstrom[:, i, 1] - paths_angstrom[:, i, 1].mean())
-            axes.plot(x, y, color="white", linewidth=2.6, alpha=0.8)
-            axes.plot(x, y, color=COLOURS[1], linewidth=1.3)
-            axes.plot(x[0], y[0], "o", color=COLOURS[0], markeredgecolor="white", markersize=4.5)
+        centred = scale * (paths_angstrom - paths_angstrom.mean(0)) + places * (height, width)
+        # One line for all, with gaps: as many lines as places would take longer than the rest of the picture.
+        y, x = np.pad(centred, ((0, 1), (0, 0), (0, 0)), constant_values=np.nan).T.reshape(2, -1)
+        axes.plot(x, y, color="white", linewidth=2.6, alpha=0.8)
+        axes.plot(x, y, color=COLOURS[1], linewidth=1.3)
+        first = centred[0].T
+        axes.plot(*first[::-1], "o", color=COLOURS[0], markeredgecolor="white", markersize=4.5)
         draw_scale_bar(axes, width, pixel_size_angstrom)
         axes.set_xlim(-0.5, width - 0.5)
         axes.set_ylim(-0.5, height - 0.5)
         axes.set_title(
-            f"motion, drawn {magnification:.0f} times as long; a dot marks the first frame", fontsize=9
+            f"motion, drawn {magnification:.0f} times as long; a dot marks the first frame", fontsize=9, y=1.0
         )
         save_figure(figure, path)
 
@@ -81,7 +85,7 @@ def draw_spectra(
     level = float(np.median(after[-len(after) // 4 :])) or 1.0
     with house_style():
         figure = make_figure(PAGE_INCHES, 3.4)
-        axes = figure.add_subplot()
+        (axes,) = _place_axes(figure, [(0.65, 0.55, PAGE_INCHES - 0.8, 2.5)])
         axes.axvline(limit_per_angstrom, color=LINE, linewidth=1.0)
         axes.semilogy(frequency[shown], before[shown] / level, linewidth=1.1, label="frames as they lie")
         axes.semilogy(frequency[shown], after[shown] / level, linewidth=1.1, label="motion taken out")
@@ -90,7 +94,7 @@ def draw_spectra(
         axes.set_xlim(0, frequency[-1])
         axes.set_xlabel("resolution, Å")
         axes.set_ylabel("power over that of the noise")
-        axes.set_title("spectrum of the sum of all frames")
+        axes.set_title("spectrum of the sum of all frames", y=1.0)
         axes.legend()
         save_figure(figure, path)
 
@@ -115,18 +119,26 @@ def draw_drift(
     frames = first_frame + np.arange(len(trajectory_angstrom))
     with house_style():
         figure = make_figure(PAGE_INCHES, 3.2)
-        left, right = figure.subplots(1, 2, width_ratios=(1.6, 1))
-        left.bar(frames[1:], steps, color=COLOURS[0], width=0.8, label="middle, since the frame before")
+        left, right = _place_axes(figure, [(0.6, 0.5, 3.9, 2.4), (5.4, 0.5, PAGE_INCHES - 5.5, 2.4)])
+        edges = np.arange(frames[0], frames[-1] + 1) + 0.5
+        left.stairs(steps, edges, fill=True, color=COLOURS[0], label="middle, since the frame before")
         left.plot(frames, local_angstrom, color=COLOURS[1], label="elsewhere against the middle, RMS")
         left.set_xlabel("frame")
         left.set_ylabel("Å")
-        left.set_title("drift")
+        left.set_title("drift", y=1.0)
         left.legend()
         right.plot(trajectory_angstrom[:, 1], trajectory_angstrom[:, 0], ".-", markersize=4, linewidth=1.0)
         right.plot(*trajectory_angstrom[0, ::-1], "o", color=COLOURS[1], label="first frame")
         right.set_aspect("equal", adjustable="datalim")
         right.set_xlabel("x, Å")
         right.set_ylabel("y, Å")
-        right.set_title("way of the middle")
+        right.set_title("way of the middle", y=1.0)
         right.legend()
         save_figure(figure, path)
+
+
+def _place_axes(figure: Figure, boxes: list[tuple[float, float, float, float]]) -> list[Axes]:
+    """Axes at places in inches (left, bottom, width, height): to find them takes as long as to draw them."""
+    figure.set_layout_engine("none")
+    width, height = figure.get_size_inches()
+    return [figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in boxes]

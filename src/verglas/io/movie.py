@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from verglas.errors import FileFormatError, OutOfMemoryError, UserError
-from verglas.io.mrc import MrcHeader, read_mrc_header, read_sections
+from verglas.io.mrc import read_mrc_header, read_rows, read_sections
 from verglas.io.mrc_header import open_regular_file
 from verglas.io.tiff_layout import LZW, NO_COMPRESSION, TiffFrame, is_tiff, read_layout
 from verglas.runtime import available_cores, available_memory_bytes
@@ -53,6 +53,7 @@ class Movie:
     dtype: np.dtype[Any]
     pixel_size_angstrom: float | None
     _read: Callable[[int, int], Array] = field(repr=False)
+    _read_rows: Callable[[int, int, int], Array] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -87,6 +88,17 @@ class Movie:
                 f"but {free / 1e9:.1f} GB of memory are free"
             )
         return self._read(start, stop)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether rows of a frame can be read without the rest of it."""
+        return self._read_rows is not None
+
+    def rows(self, frame: int, top: int, bottom: int) -> Array:
+        """Read rows `top` to `bottom` (not included) of one frame, `(bottom - top, x)`, where :attr:`has_rows`."""
+        if self._read_rows is None:
+            raise ValueError(f"frames of {str(self.path)!r} can only be read as a whole")
+        return self._read_rows(frame, top, bottom)
 
 
 def open_movie(
@@ -153,11 +165,14 @@ def _open_mrc(path: Path) -> Movie:
     if header.dtype.kind == "c":
         raise FileFormatError(f"movie {str(path)!r} holds complex numbers; expected integers or floats")
     native = header.dtype.newbyteorder("=")
-    return Movie(path, header.shape, native, header.pixel_size_angstrom, partial(_read_mrc, path, header))
-
-
-def _read_mrc(path: Path, header: MrcHeader, start: int, stop: int) -> Array:
-    return read_sections(path, header, start, stop)
+    return Movie(
+        path,
+        header.shape,
+        native,
+        header.pixel_size_angstrom,
+        partial(read_sections, path, header),
+        partial(read_rows, path, header),
+    )
 
 
 def _open_eer(

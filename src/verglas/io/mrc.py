@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from io import BufferedWriter, FileIO
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,14 @@ __all__ = [
     "read_images",
     "read_mrc",
     "read_mrc_header",
+    "read_rows",
     "read_sections",
     "write_mrc",
 ]
 
-# Conversion and statistics go through pieces of this many values, small enough for the processor's cache.
-_BLOCK = 1 << 17
+# Conversion and statistics go through pieces of this many values: small enough for the processor's cache, and large
+# enough for another thread to do something in between.
+_BLOCK = 1 << 19
 _CHUNK_BYTES = 1 << 26
 
 
@@ -120,6 +122,28 @@ def read_sections(
     return result
 
 
+def read_rows(path: Path | str, header: MrcHeader, section: int, top: int, bottom: int) -> Array:
+    """Read rows `top` to `bottom` (not included) of one section of a file whose header is known.
+
+    Returns
+    -------
+    ndarray
+        `(bottom - top, x)` in the data type of the file and the byte order of the machine.
+    """
+    count, height, width = header.shape
+    if not (0 <= section < count and 0 <= top <= bottom <= height):
+        raise UserError(
+            f"rows {top} to {bottom} of section {section + 1} are outside MRC file {str(path)!r}, which holds "
+            f"{count} sections of {height} rows"
+        )
+    result = np.empty((bottom - top, width), header.dtype)
+    # Without a buffer: what is read goes where it is wanted, and no more than that.
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(header.data_offset + (section * height + top) * width * header.dtype.itemsize)
+        _read_into(file, result)
+    return result if header.dtype.isnative else result.astype(header.dtype.newbyteorder("="))
+
+
 def _read_sections_into(file: FileIO, header: MrcHeader, start: int, result: Array) -> None:
     """Fill `result` with sections from `start` on."""
     if not np.can_cast(header.dtype, result.dtype, "same_kind"):
@@ -138,7 +162,7 @@ def _read_sections_into(file: FileIO, header: MrcHeader, start: int, result: Arr
         flat[first : first + piece.size] = piece
 
 
-def _read_into(file: FileIO, array: Array) -> None:
+def _read_into(file: BufferedReader | FileIO, array: Array) -> None:
     view = array.reshape(-1).view(np.uint8).data
     while view:
         count = file.readinto(view)
@@ -283,12 +307,14 @@ class MrcWriter:
             )
         if self._written + len(array) > self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written + len(array)}")
-        # Small sections go together; of large ones, `_Statistics` takes one at a time.
+        # Small sections go together; of a large one, some rows at a time: no copy of a whole image is made.
         step = max(1, _BLOCK // max(math.prod(array.shape[1:]), 1))
+        rows = max(1, _BLOCK // max(array.shape[2], 1))
         for start in range(0, len(array), step):
-            converted = _convert(array[start : start + step], self._dtype)
-            self._statistics.add(converted)
-            self._file.write(converted.reshape(-1).view(np.uint8).data)
+            for top in range(0, array.shape[1], rows):
+                converted = _convert(array[start : start + step, top : top + rows], self._dtype)
+                self._statistics.add(converted)
+                self._file.write(converted.reshape(-1).view(np.uint8).data)
         self._written += len(array)
 
     def settle(self) -> None:

@@ -3,6 +3,7 @@
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,14 @@ from pydantic import Field
 
 from verglas.errors import UserError
 from verglas.model import MotionModel
-from verglas.steps.motion_results import CAPTIONS, draw_motion, measure_motion, write_micrographs_table
+from verglas.steps.motion_results import (
+    CAPTIONS,
+    Spectrum,
+    draw_motion,
+    measure_motion,
+    measure_spectrum,
+    write_micrographs_table,
+)
 from verglas.steps.movie_items import MovieSource, find_movies
 from verglas.steps.series_results import PROCESS_BYTES, choose_pixel_size, gather_warnings
 from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Params, Step, Summary, Value
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from verglas.algo.motion.estimate import Estimated
+    from verglas.algo.motion.sums import FrameSums
     from verglas.io.movie import Movie
     from verglas.steps.movie_frames import MovieFrames
 
@@ -103,13 +112,13 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     """Correct one movie."""
     from verglas.algo.motion.field import fit_polynomial
     from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
-    from verglas.runtime import choose_device, set_threads
+    from verglas.runtime import choose_device, release_memory, set_threads
 
     set_threads(context.threads)
     source: MovieSource = item.record
     if source.problem:
         raise UserError(source.problem)
-    frames, warnings = _open(source, params, context.threads)
+    frames, warnings = _open(source, params)
     pixel, told = choose_pixel_size(
         params.pixel_size,
         frames.movie.pixel_size_angstrom,
@@ -118,14 +127,20 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     )
     warnings += told
     gain, gain_path = _load_gain(params, context.folder)
-    before, bad, told = _correct(frames, gain, params)
+    before, bad, told = _correct(frames, gain, pixel, params)
+    # A whole image is not kept for the sake of what was needed of it.
+    del gain
     warnings += told
     shape = _choose_shape(frames.shape, params.factor)
     binned = pixel * frames.shape[1] / shape[1]
     device = choose_device(context.device)
     found = _estimate(frames, shape, binned, params)
+    release_memory()
     model = replace(found.model, first_frame=frames.start)
-    images, stack = _add_up(item.name, frames, shape, binned, model, params, source, context.folder, device)
+    stack = [f"aligned/{item.name}.mrcs"] if params.aligned_stack else []
+    path = context.folder / stack[0] if stack else None
+    images = _add_up(frames, shape, binned, model, params, source, device, path)
+    release_memory()
     coefficients, misfit = fit_polynomial(model)
     names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
     write_motion(context.folder / names[0], model)
@@ -140,9 +155,8 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
         params.pre_exposure,
         *((params.eer_upsampling, params.eer_frames) if params.eer_frames else (None, None)),
     )
-    defects = np.argwhere(bad)[:, ::-1]
     write_relion_motion(
-        context.folder / names[1], facts, model, coefficients if model.is_local else None, defects
+        context.folder / names[1], facts, model, coefficients if model.is_local else None, bad[:, ::-1]
     )
     with ThreadPoolExecutor(1) as writer:
         written = writer.submit(_write_images, item.name, images, binned, context.folder)
@@ -154,7 +168,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
         "pixel_size_angstrom": binned,
         "original_pixel_size_angstrom": pixel,
         "voltage_kv": facts.voltage_kv,
-        "defects": int(bad.sum()),
+        "defects": len(bad),
         "error_angstrom": found.error_pixels * binned,
         "information_limit_angstrom": binned / found.information_limit_per_pixel,
         "polynomial_misfit_angstrom": misfit,
@@ -193,11 +207,11 @@ def estimate(items: list[Item], params: MotionParams) -> Estimate:
         movie = _open_movie(item.record.path, params)
         count, height, width = movie.shape
         pixels = height * width
-        kept = movie.dtype.itemsize if movie.dtype.itemsize <= 2 else 0
-        memory = max(memory, pixels * (count * (kept + 2) + 60))
+        kept = 0 if movie.has_rows else movie.dtype.itemsize
+        memory = max(memory, pixels * (count * (kept + 1) + 32))
         images = 1 + (params.exposure is not None) + 2 * params.odd_even
         disk += int(pixels / params.factor**2 * (4 * images + 2 * count * params.aligned_stack))
-        seconds += 3.0 + pixels * count * 2.5e-8
+        seconds += 2.0 + pixels * count * 1.5e-8
     return Estimate(PROCESS_BYTES + memory, disk, seconds)
 
 
@@ -215,7 +229,7 @@ def _open_movie(path: Path, params: MotionParams) -> "Movie":
     return open_movie(path, eer_frames_per_fraction=params.eer_frames, eer_upsampling=params.eer_upsampling)
 
 
-def _open(source: MovieSource, params: MotionParams, threads: int = 1) -> "tuple[MovieFrames, list[str]]":
+def _open(source: MovieSource, params: MotionParams) -> "tuple[MovieFrames, list[str]]":
     from verglas.steps.movie_frames import MovieFrames
 
     movie = _open_movie(source.path, params)
@@ -225,7 +239,7 @@ def _open(source: MovieSource, params: MotionParams, threads: int = 1) -> "tuple
             f"movie {str(source.path)!r} has {len(movie)} frames; expected `first_frame` to `last_frame` among them, "
             f"got {params.first_frame} to {last}"
         )
-    frames = MovieFrames(movie, params.first_frame - 1, last, threads)
+    frames = MovieFrames(movie, params.first_frame - 1, last)
     warnings = []
     if frames.count == 1:
         warnings.append("the movie has a single frame, so there is no motion to find")
@@ -249,16 +263,16 @@ def _load_gain(params: MotionParams, folder: Path) -> tuple[FloatArray | None, P
 
 
 def _correct(
-    frames: "MovieFrames", gain: FloatArray | None, params: MotionParams
-) -> tuple[FloatArray, npt.NDArray[np.bool_], list[str]]:
-    """Check the gain reference and find the defects; returns the sum of the frames as they lie."""
+    frames: "MovieFrames", gain: FloatArray | None, pixel: float, params: MotionParams
+) -> "tuple[Spectrum, npt.NDArray[np.int64], list[str]]":
+    """Check the gain reference and find the defects; also returns the spectrum of the frames as they lie."""
     from verglas.algo.motion.gain import LEAST_SCORE, check_gain
 
     total = frames.add_up()
     warnings = []
     if gain is not None:
         what = f"gain reference {str(params.gain)!r}"
-        check = check_gain(np.asarray(total / frames.count, np.float32), gain)
+        check = check_gain(total, gain)
         if check.is_wrong:
             raise UserError(
                 f"{what} does not fit movie {str(frames.movie.path)!r} as it is turned; expected "
@@ -272,7 +286,8 @@ def _correct(
             )
         if check.best_score < LEAST_SCORE:
             warnings.append(f"the frames show no trace of {what}; are they corrected already?")
-    return total, frames.correct(total, gain), warnings
+    bad = frames.correct(total, gain)
+    return measure_spectrum(total, pixel), np.argwhere(bad), warnings
 
 
 def _name_turn(best: tuple[int, str], params: MotionParams) -> str:
@@ -301,32 +316,35 @@ def _estimate(
     """Estimate the motion, on the CPU: low frequencies are small."""
     import torch
 
-    from verglas.algo.motion.bands import band_shape, transform_band
+    from verglas.algo.motion.bands import band_shape, read_band
     from verglas.algo.motion.estimate import Settings, estimate_motion
+    from verglas.runtime import map_threads
 
     low = band_shape(shape, pixel)
     bands = torch.empty(frames.count, low[0], low[1] // 2 + 1, dtype=torch.complex64)
-    for number in range(frames.count):
-        bands[number] = transform_band(frames.prepare(number, shape), low)
+
+    def read(number: int) -> None:
+        bands[number] = read_band(partial(frames.read_rows, number), frames.shape, low, frames.gain)
+
+    map_threads(read, range(frames.count))
     return estimate_motion(bands, low, shape, Settings(_parse_grid(params.grid), pixel))
 
 
 def _add_up(
-    name: str,
     frames: "MovieFrames",
     shape: tuple[int, int],
     pixel: float,
     model: MotionModel,
     params: MotionParams,
     source: MovieSource,
-    folder: Path,
     device: "torch.device",
-) -> "tuple[dict[str, torch.Tensor], list[str]]":
-    """Add the frames up without their motion; images by the folder that they go to, and the stack's path."""
-    from contextlib import ExitStack
+    stack: Path | None,
+) -> "dict[str, torch.Tensor]":
+    """Add the frames up without their motion; images by their folder. `stack` is where aligned frames go."""
+    import torch
 
-    from verglas.algo.motion.sums import FrameSums, displace_frame, weight_by_exposure, weight_plainly
-    from verglas.io.mrc import create_mrc
+    from verglas.algo.motion.sums import FrameSums, weight_by_exposure, weight_plainly
+    from verglas.runtime import release_memory
 
     weighting = weight_plainly(frames.count)
     if params.exposure is not None:
@@ -334,31 +352,50 @@ def _add_up(
         voltage = source.voltage_kv or params.voltage
         weighting = weight_by_exposure(frames.count, pixel, params.exposure, before, voltage)
     sums = FrameSums(model, shape, pixel, weighting, even=params.odd_even, device=device)
-    outputs = [f"aligned/{name}.mrcs"] if params.aligned_stack else []
-    with ExitStack() as files:
-        writer = None
-        if params.aligned_stack:
-            stack = create_mrc(
-                folder / outputs[0],
-                (frames.count, *shape),
-                voxel_size_angstrom=pixel,
-                dtype=np.float16,
-                is_stack=True,
-            )
-            writer = files.enter_context(stack)
-        for number in range(frames.count):
-            frame = frames.prepare(number, shape).to(device)
-            sums.add(number, frame)
-            if writer is not None:
-                writer.write(displace_frame(model, number, frame, pixel).cpu().numpy())
-    plain = sums.plain().cpu()
-    images = {"averages": plain}
-    if params.exposure is not None:
-        images["dose_weighted"] = sums.weighted().cpu()
+    if shape == frames.shape and not params.aligned_stack:
+        gain = None if frames.gain is None else torch.from_numpy(frames.gain)
+        sums.add(range(frames.count), frames.read_rows, gain)
+    else:
+        _add_whole_frames(sums, frames, shape, pixel, model, stack)
+    frames.release()
+    release_memory()
+    images = {"averages": sums.plain().cpu()}
     if params.odd_even:
         even = sums.even().cpu()
-        images |= {"odd": plain - even, "even": even}
-    return images, outputs
+        images |= {"odd": images["averages"] - even, "even": even}
+    if params.exposure is not None:
+        images["dose_weighted"] = sums.weighted().cpu()
+    return images
+
+
+def _add_whole_frames(
+    sums: "FrameSums",
+    frames: "MovieFrames",
+    shape: tuple[int, int],
+    pixel: float,
+    model: MotionModel,
+    stack: Path | None,
+) -> None:
+    """Add frames that are cropped, or wanted one by one."""
+    from contextlib import ExitStack
+
+    from verglas.algo.motion.sums import displace_frame
+    from verglas.io.mrc import create_mrc
+    from verglas.ops.kernels.warp import read_from
+
+    with ExitStack() as files:
+        writer = None
+        if stack is not None:
+            sizes = (frames.count, *shape)
+            writer = files.enter_context(
+                create_mrc(stack, sizes, voxel_size_angstrom=pixel, dtype=np.float16, is_stack=True)
+            )
+        for number in range(frames.count):
+            read_rows = read_from([frames.prepare(number, shape)])
+            sums.add([number], read_rows)
+            if writer is not None:
+                moved = displace_frame(model, number, read_rows, shape, pixel, device=sums.device)
+                writer.write(moved.cpu().numpy())
 
 
 def _write_images(name: str, images: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> list[str]:

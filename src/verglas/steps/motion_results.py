@@ -1,5 +1,6 @@
 """What `motion` tells of a movie: figures, figures of merit, and RELION's table of micrographs."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +28,38 @@ CAPTIONS = {
     "the frames stop telling of the motion",
 }
 
-_SPECTRUM = 2048
+_SPECTRUM = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Rotational average of the power of an image.
+
+    Parameters
+    ----------
+    frequency
+        `(k,)` 1/Å.
+    power
+        `(k,)`.
+    pixel_size_angstrom
+        Of the image.
+    """
+
+    frequency: npt.NDArray[np.float64]
+    power: npt.NDArray[np.float64]
+    pixel_size_angstrom: float
 
 
 def draw_motion(
     name: str,
     average: FloatArray,
-    before: FloatArray,
+    before: Spectrum,
     pixel: float,
     found: "Estimated",
     model: MotionModel,
     folder: Path,
 ) -> list[str]:
-    """Draw one movie; `before` is the sum of the frames as they lie, at the pixel size of the frames."""
+    """Draw one movie; `before` is the spectrum of the sum of the frames as they lie."""
     from verglas.algo.motion.field import shifts_on_axes
     from verglas.figures.motion import draw_drift, draw_spectra, draw_trajectories
     from verglas.steps.series_results import shrink
@@ -63,17 +83,16 @@ def draw_motion(
     middle = shifts_on_axes(model, None, np.array([0.5]), np.array([0.5]))[:, 0, 0]
     away = np.sqrt(((ways - middle[:, None, None]) ** 2).sum(-1).mean((1, 2)))
     draw_drift(middle, away, model.first_frame + 1, folder / paths["drift"])
-    original = pixel * average.shape[1] / before.shape[1]
-    frequency, after_power = _spectrum(average, pixel)
-    other, before_power = _spectrum(before, original)
+    after = measure_spectrum(average, pixel)
     # Binned images have the power of the frames over the area of their pixels.
-    before_power = np.interp(frequency, other, before_power) * (original / pixel) ** 2
+    area = (before.pixel_size_angstrom / pixel) ** 2
+    before_power = np.interp(after.frequency, before.frequency, before.power) * area
     limit = found.information_limit_per_pixel / pixel
-    draw_spectra(frequency, before_power, after_power, limit, folder / paths["spectra"])
+    draw_spectra(after.frequency, before_power, after.power, limit, folder / paths["spectra"])
     return list(paths.values())
 
 
-def _spectrum(image: FloatArray, pixel: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def measure_spectrum(image: FloatArray, pixel: float) -> Spectrum:
     """Rotational average of the power of the middle of an image."""
     import torch
 
@@ -81,9 +100,9 @@ def _spectrum(image: FloatArray, pixel: float) -> tuple[npt.NDArray[np.float64],
     from verglas.ops.statistics import power_spectrum
 
     size = min(_SPECTRUM, *image.shape)
-    middle = crop_centred(torch.from_numpy(np.ascontiguousarray(image)), (size, size))
+    middle = crop_centred(torch.from_numpy(image), (size, size))
     frequency, power = power_spectrum(middle - middle.mean(), pixel)
-    return frequency.double().numpy(), power.double().numpy()
+    return Spectrum(frequency.double().numpy(), power.double().numpy(), pixel)
 
 
 def measure_motion(model: MotionModel, exposure: float | None, pre_exposure: float) -> dict[str, Any]:

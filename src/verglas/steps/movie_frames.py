@@ -1,8 +1,5 @@
-"""The frames of one movie as they are wanted: one at a time, gain-corrected, mended and cropped."""
+"""The frames of one movie as they are wanted: some rows at a time, mended, gain-corrected and cropped."""
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +12,18 @@ from verglas.errors import UserError
 from verglas.io.movie import Movie, open_movie
 from verglas.io.mrc import check_finite
 from verglas.ops.fft import rescale_images
+from verglas.runtime import map_threads
 
 FloatArray = npt.NDArray[np.float32]
+
+_STRIP = 64
 
 
 class MovieFrames:
     """Frames `start` to `stop` of a movie.
 
-    Frames of one or two bytes a pixel are kept as they are once they were read, which is at most half of what they
-    take in single precision; others are read again each time.
+    Of a file whose rows can be read, nothing is kept: the system has it in memory where there is room. Frames that
+    must be decoded are, once, and kept as they are.
 
     Parameters
     ----------
@@ -31,106 +31,126 @@ class MovieFrames:
         The movie.
     start, stop
         Range of frames, from 0.
-    threads
-        That read and correct frames.
     """
 
-    def __init__(self, movie: Movie, start: int, stop: int, threads: int = 1) -> None:
+    def __init__(self, movie: Movie, start: int, stop: int) -> None:
         self.movie, self.start, self.count = movie, start, stop - start
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads)
         self.shape = (movie.shape[1], movie.shape[2])
-        self._kept: dict[int, npt.NDArray[Any]] = {}
-        self._gain: FloatArray | None = None
+        self.gain: FloatArray | None = None
+        """What frames are multiplied by, mended as they are."""
+        self._kept: npt.NDArray[Any] | None = None
         self._places = self._sources = np.empty(0, np.int64)
 
-    def read(self, number: int) -> npt.NDArray[Any]:
-        """Frame `number` of the range as the camera wrote it.
+    def read_rows(self, number: int, top: int, bottom: int) -> npt.NDArray[Any]:
+        """Rows `top` to `bottom` of frame `number` of the range, mended: integers as they are, or float32."""
+        width = self.shape[1]
+        if self._kept is not None:
+            return self._kept[number, top:bottom]
+        part = slice(*np.searchsorted(self._places, (top * width, bottom * width)))
+        places, sources = self._places[part], self._sources[part]
+        if len(places) == 0:
+            return self._load(number, top, bottom)
+        # Good pixels may lie a few rows away.
+        first = min(top, int(sources.min()) // width)
+        last = max(bottom, int(sources.max()) // width + 1)
+        rows = self._load(number, first, last)
+        flat = rows.reshape(-1)
+        flat[places - first * width] = flat[sources - first * width]
+        return rows[top - first : bottom - first]
+
+    def _load(self, number: int, top: int, bottom: int) -> npt.NDArray[Any]:
+        return _simplify(self.movie.rows(self.start + number, top, bottom))
+
+    def add_up(self) -> FloatArray:
+        """Sum of all frames as the camera wrote them.
 
         Raises
         ------
         UserError
-            When it is empty or holds what is not finite, and as `Movie.frames`.
+            When a frame is empty or holds what is not finite, and as `Movie.frames`.
         """
-        if number in self._kept:
-            return self._kept[number]
-        at = self.start + number
-        frame: npt.NDArray[Any] = self.movie.frames(at, at + 1)[0]
-        what = f"frame {at + 1} of movie {str(self.movie.path)!r}"
-        if frame.dtype.kind == "f":
-            check_finite(frame, what)
-        if not frame.any():
-            raise UserError(f"{what} is zero everywhere; expected an image, or a range of frames without it")
-        if frame.dtype.itemsize <= 2:
-            self._kept[number] = frame
-        return frame
-
-    def add_up(self) -> FloatArray:
-        """Sum of all frames as the camera wrote them."""
+        if not self.movie.has_rows and self._kept is None:
+            self._kept = _simplify(self.movie.frames(self.start, self.start + self.count))
         total: FloatArray = np.zeros(self.shape, np.float32)
-        for frame in self._read_ahead():
-            np.add(total, frame, out=total, casting="unsafe")
+        seen = np.zeros(self.count, bool)
+
+        def add(top: int) -> None:
+            part = total[top : top + _STRIP]
+            for number in range(self.count):
+                rows = self.read_rows(number, top, top + len(part))
+                np.add(part, rows, out=part, casting="unsafe")
+                seen[number] = seen[number] or rows.any()
+
+        map_threads(add, range(0, self.shape[0], _STRIP))
+        if not (seen.all() and np.isfinite(total).all()):
+            self._complain(seen)
         return total
 
-    def _read_ahead(self) -> Iterator[npt.NDArray[Any]]:
-        """Give the frames in turn while the next are read."""
-        waiting: deque[Future[npt.NDArray[Any]]] = deque()
+    def _complain(self, seen: npt.NDArray[np.bool_]) -> None:
+        """Say which frame cannot be used."""
         for number in range(self.count):
-            waiting.append(self._pool.submit(self.read, number))
-            if len(waiting) > self._threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            what = f"frame {self.start + number + 1} of movie {str(self.movie.path)!r}"
+            check_finite(self.read_rows(number, 0, self.shape[0]), what)
+            if not seen[number]:
+                raise UserError(
+                    f"{what} is zero everywhere; expected an image, or a range of frames without it"
+                )
 
     def correct(self, total: FloatArray, gain: FloatArray | None) -> npt.NDArray[np.bool_]:
-        """From now on give frames times `gain`, with the camera's defects mended.
+        """From now on give frames with the camera's defects mended, to be multiplied by :attr:`gain`.
 
         Parameters
         ----------
         total
             From :meth:`add_up`; it is changed to the corrected sum.
         gain
-            `(y, x)`; pixels that are not positive are defects. None is no correction.
+            `(y, x)`; pixels that are not positive are defects. None is no correction. It is mended too.
 
         Returns
         -------
         ndarray
             `(y, x)` True at defects.
         """
-        self._gain = gain
+        self.gain = gain
         if gain is not None:
             total *= gain
         bad = find_defects(total)
         if gain is not None:
             bad |= ~(gain > 0)
         self._places, self._sources = choose_sources(bad)
-        self._mend(total)
+        for image in (total, gain, *(self._kept if self._kept is not None else ())):
+            if image is not None:
+                flat = image.reshape(-1)
+                flat[self._places] = flat[self._sources]
         return bad
 
-    def _mend(self, frame: FloatArray) -> None:
-        flat = frame.reshape(-1)
-        flat[self._places] = flat[self._sources]
+    def release(self) -> None:
+        """Forget what was kept and what frames are corrected with."""
+        self._kept, self.gain = None, None
+        self._places = self._sources = np.empty(0, np.int64)
 
     def prepare(self, number: int, shape: tuple[int, int]) -> torch.Tensor:
         """Corrected frame, Fourier-cropped to `shape`."""
-        raw = self.read(number)
-        gain = np.float32(1) if self._gain is None else self._gain
         # Memory of torch is aligned, and only then do its transforms give the same bytes every time.
         image = torch.empty(self.shape)
         corrected = image.numpy()
 
-        def multiply(rows: slice) -> None:
-            factor = gain[rows] if isinstance(gain, np.ndarray) else gain
-            np.multiply(raw[rows], factor, out=corrected[rows], dtype=np.float32, casting="unsafe")
+        def multiply(top: int) -> None:
+            rows = self.read_rows(number, top, min(top + _STRIP, self.shape[0]))
+            factor = np.float32(1) if self.gain is None else self.gain[top : top + _STRIP]
+            np.multiply(rows, factor, out=corrected[top : top + _STRIP], dtype=np.float32, casting="unsafe")
 
-        edges = np.linspace(0, self.shape[0], self._threads + 1).astype(int)
-        first, *others = map(slice, edges[:-1], edges[1:])
-        waiting = [self._pool.submit(multiply, rows) for rows in others]
-        multiply(first)
-        for part in waiting:
-            part.result()
-        self._mend(corrected)
+        map_threads(multiply, range(0, self.shape[0], _STRIP))
         return image if shape == self.shape else rescale_images(image, shape)
+
+
+def _simplify(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Integers of one or two bytes as they are, everything else in single precision."""
+    return (
+        frames
+        if frames.dtype.kind in "iu" and frames.dtype.itemsize <= 2
+        else frames.astype(np.float32, copy=False)
+    )
 
 
 def read_gain(path: Path) -> FloatArray:
@@ -144,7 +164,8 @@ def read_gain(path: Path) -> FloatArray:
     file = open_movie(path)
     if len(file) != 1:
         raise UserError(f"gain reference {str(path)!r} holds {len(file)} images; expected one")
-    gain: FloatArray = np.nan_to_num(file.frames()[0].astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    gain: FloatArray = file.frames()[0].astype(np.float32, copy=False)
+    gain[~np.isfinite(gain)] = 0
     if not (gain > 0).any():
         raise UserError(f"gain reference {str(path)!r} has no positive pixel; expected factors around one")
     return gain

@@ -417,6 +417,8 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
         if work.follows:
             # What the last item left in cycles may be large.
             gc.collect()
+        # What is there by now are libraries for the most part, and need not be looked through again.
+        gc.freeze()
         result = work.step.run_item(item, work.params, context)
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(

@@ -6,18 +6,19 @@ import torch
 from scipy import ndimage
 
 from tests.unit.motion.cases import make_bad_camera, make_movie, make_truth
-from verglas.algo.motion.bands import band_shape, transform_band
+from verglas.algo.motion.bands import band_shape, read_band
 from verglas.algo.motion.defects import choose_sources, find_defects
 from verglas.algo.motion.estimate import Settings, estimate_motion
 from verglas.algo.motion.field import fit_polynomial, shifts_on_axes
 from verglas.algo.motion.gain import check_gain, turn_gain
-from verglas.algo.motion.likelihood import make_grid, score_shifts
+from verglas.algo.motion.likelihood import align, limit_grid, make_grid, measure_powers, score_shifts
 from verglas.algo.motion.sums import FrameSums, block_shifts, weight_by_exposure, weight_plainly
 from verglas.algo.simulation.detector import make_camera
 from verglas.errors import UserError
 from verglas.model import MotionModel
 from verglas.ops.dose import exposure_filter, power_normalised_weights
-from verglas.ops.kernels.warp import add_displaced, count_blocks, displace_reference
+from verglas.ops.kernels.halve import halve_image, halve_reference
+from verglas.ops.kernels.warp import add_displaced, count_blocks, displace_reference, read_from
 
 PIXEL = 1.5
 
@@ -25,7 +26,7 @@ PIXEL = 1.5
 def estimate(frames, grid):
     shape = frames.shape[1:]
     low = band_shape(shape, PIXEL)
-    bands = torch.stack([transform_band(torch.from_numpy(f.astype(np.float32)), low) for f in frames])
+    bands = torch.stack([read_band(lambda top, bottom, f=f: f[top:bottom], shape, low) for f in frames])
     return estimate_motion(bands, low, shape, Settings(grid, PIXEL))
 
 
@@ -106,11 +107,55 @@ def test_gradient_and_information_are_those_of_the_likelihood():
         return (weights * total.abs() ** 2).sum()
 
     (slope,) = torch.autograd.grad(likelihood(shifts), shifts)
-    gradient, information, _, _ = score_shifts(transforms, grid, weights, shifts.detach())
+    gradient, information = score_shifts(transforms, grid, weights, shifts.detach())
     torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-5 * float(slope.abs().max()))
     hessian = torch.autograd.functional.hessian(likelihood, shifts.detach())
     mixed = sum(hessian[i, :, j] for i in range(3) for j in range(3) if i != j) / 6
     torch.testing.assert_close(information, 0.5 * (mixed + mixed.T), rtol=1e-4, atol=1e-3)
+
+
+def test_sums_of_aligned_transforms_are_those_of_plain_torch():
+    generator = torch.Generator().manual_seed(3)
+    transforms = torch.fft.rfft2(torch.randn(4, 150, 40, generator=generator))
+    grid = make_grid((150, 40), (2.0, 2.0), 0.2)
+    shifts = 5 * torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    aligned = align(transforms, grid, shifts)
+    own = (aligned.abs() ** 2).sum(0).double()
+    common = aligned.sum(0).abs().double() ** 2 - own
+    powers = measure_powers(transforms, grid, shifts)
+    for found, wanted, count in zip(powers, (own, common), (4, 12), strict=True):
+        expected = torch.bincount(grid.rings[grid.usable], wanted[grid.usable], minlength=len(found)) / count
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
+    # Some of the rows and columns, as the frequencies that tell most are.
+    low, rows, columns = limit_grid(grid, 0.1)
+    weights = torch.where(low.usable, 1.0, 0.0)
+    gradient, information = score_shifts(transforms, low, weights, shifts, rows)
+    whole = score_shifts(transforms[:, rows, :columns], low, weights, shifts)
+    torch.testing.assert_close(gradient, whole[0])
+    torch.testing.assert_close(information, whole[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_halved_image_is_that_of_plain_torch_and_has_the_same_low_frequencies(dtype):
+    rng = np.random.default_rng(5)
+    # The same all along the edges, which a transform takes for neighbours.
+    image = np.pad(rng.poisson(6.0, (194, 252)), 4, constant_values=6).astype(dtype)
+    gain = np.pad(rng.normal(1.0, 0.1, (194, 252)), 4, constant_values=1).astype(np.float32)
+    corrected = torch.from_numpy(image * gain).float()
+
+    def read_rows(top, bottom):
+        return image[top:bottom]
+
+    halved = halve_image(read_rows, image.shape, gain)
+    torch.testing.assert_close(halved, halve_reference(corrected), rtol=1e-5, atol=1e-5)
+    low = (64, 80)
+    band = read_band(read_rows, image.shape, low, gain)
+    whole = torch.fft.rfft2(corrected)[np.r_[0:32, 202 - 32 : 202], :41] * (64 * 80 / (202 * 260))
+    inside = (torch.fft.fftfreq(64).abs()[:, None] < 0.4) & (torch.fft.rfftfreq(80) < 0.4)
+    inside[0, 0] = False
+    # Nearly all of what comes in from higher frequencies was smoothed away.
+    rms = (band - whole)[inside].abs().square().mean().sqrt()
+    assert float(rms) < 0.01 * float(whole[inside].abs().square().mean().sqrt())
 
 
 def test_polynomial_is_the_spline_where_it_can_be():
@@ -168,10 +213,15 @@ def test_kernel_and_plain_torch_displace_alike(shape):
     image = torch.randn(shape, generator=generator)
     shifts = 4 * torch.randn(*count_blocks(shape), 2, generator=generator)
     sums = torch.zeros(2, *shape)
-    add_displaced([image], shifts[None], torch.tensor([[1.0, -0.5]]), sums)
+    add_displaced(read_from([image]), shifts[None], torch.tensor([[1.0, -0.5]]), sums)
     expected = displace_reference(image, shifts)
     torch.testing.assert_close(sums[0], expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sums[1], -0.5 * expected, atol=1e-5, rtol=1e-5)
+    counts, gain = torch.randint(0, 9, shape, generator=generator), torch.rand(shape, generator=generator)
+    sums.zero_()
+    integers = counts.numpy().astype(np.uint8)
+    add_displaced(lambda _, top, bottom: integers[top:bottom], shifts[None], torch.ones(1, 2), sums, gain)
+    torch.testing.assert_close(sums[1], displace_reference(counts * gain, shifts), atol=1e-5, rtol=1e-5)
 
 
 def test_displaced_image_is_the_spline_of_scipy():
@@ -179,7 +229,7 @@ def test_displaced_image_is_the_spline_of_scipy():
     model = MotionModel(np.array([[2.3, -4.6]]), np.zeros((2, 1, 1, 1)))
     sums = torch.zeros(1, 96, 96)
     shifts = block_shifts(model, 0, (96, 96), 1.0)
-    add_displaced([torch.from_numpy(image)], shifts[None], torch.ones(1, 1), sums)
+    add_displaced(read_from([torch.from_numpy(image)]), shifts[None], torch.ones(1, 1), sums)
     expected = ndimage.shift(image, (-2.3, 4.6), order=5, mode="nearest")
     middle = (slice(10, -10), slice(10, -10))
     assert np.abs(sums[0].numpy() - expected)[middle].max() < 0.01 * image.std()
@@ -192,8 +242,7 @@ def test_sums_weighted_by_exposure_are_those_of_filtered_frames():
     weighting = weight_by_exposure(7, PIXEL, 1.5, 2.0)
     assert weighting.factors.shape[1] < 7
     sums = FrameSums(still, (64, 80), PIXEL, weighting, even=True)
-    for i, frame in enumerate(frames):
-        sums.add(i, frame)
+    sums.add(range(7), read_from(list(frames)))
     torch.testing.assert_close(sums.plain(), frames.sum(0), atol=2e-2, rtol=1e-3)
     torch.testing.assert_close(sums.even(), frames[1::2].sum(0))
     filters = exposure_filter((64, 80), PIXEL, 2.0 + 1.5 * torch.arange(1, 8, dtype=torch.float64))
@@ -206,6 +255,5 @@ def test_sums_weighted_by_exposure_are_those_of_filtered_frames():
 def test_plain_weights_add_frames():
     assert weight_plainly(3).curves is None
     sums = FrameSums(MotionModel(np.zeros((3, 2)), np.zeros((2, 1, 1, 1))), (32, 32), 1.0, weight_plainly(3))
-    for i in range(3):
-        sums.add(i, torch.full((32, 32), float(i)))
+    sums.add(range(3), read_from([torch.full((32, 32), float(i)) for i in range(3)]))
     torch.testing.assert_close(sums.weighted(), torch.full((32, 32), 3.0))

@@ -2,12 +2,14 @@
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+from verglas.runtime import map_threads
 
 FloatArray = npt.NDArray[np.float32]
 
 LIMIT_SD = 8.0
 _REACH = 3
+_STRIP = 64
 
 
 def find_defects(total: FloatArray) -> npt.NDArray[np.bool_]:
@@ -29,17 +31,57 @@ def find_defects(total: FloatArray) -> npt.NDArray[np.bool_]:
     sample = total.ravel()[:: max(1, total.size // 200_000)]
     middle = float(np.median(sample))
     spread = float(np.median(np.abs(sample - middle))) / 0.6745
-    values = torch.from_numpy(np.ascontiguousarray(total, np.float32))
-    clipped = values.clamp(middle - LIMIT_SD * spread, middle + LIMIT_SD * spread)
-    smooth = torch.nn.functional.avg_pool2d(clipped[None, None], 7, 1, 3, count_include_pad=False)[0, 0]
-    away = values - smooth
+    bounds = (middle - LIMIT_SD * spread, middle + LIMIT_SD * spread)
+    tops = range(0, len(total), _STRIP)
+    few = tops[:: max(1, len(tops) // 16)]
+    away = np.concatenate(
+        map_threads(lambda top: _measure_away(total, top, bounds, middle)[:, ::5].ravel(), few)
+    )
+    noise = float(np.median(np.abs(away))) / 0.6745
+    bad = np.zeros(total.shape, bool)
+
+    def mark(top: int) -> None:
+        away = _measure_away(total, top, bounds, middle)
+        np.greater(np.abs(away, out=away), LIMIT_SD * noise, out=bad[top : top + _STRIP])
+
+    if noise > 0:
+        map_threads(mark, tops)
+    return bad
+
+
+def _measure_away(total: FloatArray, top: int, bounds: tuple[float, float], middle: float) -> FloatArray:
+    """How far the pixels of a strip are from the mean of those around, in units of the noise of the middle value."""
+    bottom = min(top + _STRIP, len(total))
+    first, last = max(top - _REACH, 0), min(bottom + _REACH, len(total))
+    smooth: FloatArray = np.clip(total[first:last], np.float32(bounds[0]), np.float32(bounds[1]))
+    along_y = (top - _REACH - first, bottom + _REACH - last)
+    for axis, edges in ((0, along_y), (1, (-_REACH, _REACH))):
+        smooth = _average_seven(smooth, axis, edges)
+    away: FloatArray = total[top:bottom] - smooth
     # Counts scatter with the root of their mean, so what is usual depends on the place.
-    scale = (smooth.clamp(min=1e-3 * max(middle, 0.0) + 1e-12) / max(middle, 1e-12)).sqrt()
-    step = max(1, total.size // 200_000)
-    noise = float(np.median(np.abs((away.flatten()[::step] / scale.flatten()[::step]).numpy()))) / 0.6745
-    if noise <= 0:
-        return np.zeros(total.shape, bool)
-    return np.asarray(away.abs() > LIMIT_SD * noise * scale)
+    np.maximum(smooth, np.float32(1e-3 * max(middle, 0.0) + 1e-12), out=smooth)
+    smooth /= np.float32(max(middle, 1e-12))
+    away /= np.sqrt(smooth, out=smooth)
+    return away
+
+
+def _average_seven(values: FloatArray, axis: int, edges: tuple[int, int]) -> FloatArray:
+    """Mean of seven neighbours along an axis of which `-edges[0]` and `edges[1]` are missing at the ends."""
+    missing = (-edges[0], edges[1])
+    pad = [missing if one == axis else (0, 0) for one in (0, 1)]
+    padded = np.moveaxis(np.pad(values, pad), axis, 0)
+    length = len(padded) - 6
+    # Sums of two, of four, and of seven.
+    two = padded[:-1] + padded[1:]
+    seven = two[:-2] + two[2:]
+    seven = seven[:length] + two[4 : 4 + length]
+    seven += padded[6:]
+    count = np.full(length, 7)
+    for i in range(3):
+        count[i] -= max(missing[0] - i, 0)
+        count[-1 - i] -= max(missing[1] - i, 0)
+    seven *= (1 / count).astype(np.float32)[:, None]
+    return np.moveaxis(seven, 0, axis)
 
 
 def choose_sources(bad: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -7,7 +7,6 @@ place moves from one node in time to the next is normally distributed, and so ar
 over time.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +32,7 @@ from verglas.algo.motion.pattern import weaken_pattern
 from verglas.algo.motion.whole import correlate_frames
 from verglas.model import MotionModel
 from verglas.ops.splines import spline_matrix
+from verglas.runtime import map_threads
 
 DRIFT_ANGSTROM = 1.5
 """Standard deviation of what a place moves on its own in a quarter of the movie."""
@@ -134,9 +134,7 @@ def estimate_motion(
     for rounds in (4, 2):
         weights, shares = _measure(everything, whole, [state.time_basis @ state.trajectory])
         limit = min(information_limit(weights, shares, whole), 0.99 * highest)
-        _refine(
-            state, settings, everything.__getitem__, whole, weights, centre, limit, local=False, rounds=rounds
-        )
+        _refine(state, settings, everything, whole, weights, centre, limit, local=False, rounds=rounds)
     information = _fisher(weights, shares, whole)
     if settings.grid[:2] != (1, 1):
         aligned = _shift_frames(bands, whole, state.time_basis @ state.trajectory, band_shape)
@@ -160,12 +158,9 @@ def _start(count: int, settings: Settings, shifts: Tensor) -> _State:
 
 
 def _measure(patches: list[Tensor], grid: Grid, shifts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    power = torch.zeros(patches[0].shape[1:], device=patches[0].device)
-    common = torch.zeros_like(power)
-    for transforms, shift in zip(patches, shifts, strict=True):
-        own, shared = measure_powers(align(transforms, grid, shift))
-        power, common = power + own, common + shared
-    return measure_weights(power, common, grid, len(patches[0]), len(patches))
+    pairs = list(zip(patches, shifts, strict=True))
+    powers = torch.stack(map_threads(lambda pair: measure_powers(pair[0], grid, pair[1]), pairs))
+    return measure_weights(powers.sum(0), grid, len(patches[0]), len(patches))
 
 
 def _fisher(weights: Tensor, shares: Tensor, grid: Grid) -> float:
@@ -180,9 +175,12 @@ def _fisher(weights: Tensor, shares: Tensor, grid: Grid) -> float:
 
 def _shift_frames(bands: Tensor, grid: Grid, shifts: Tensor, shape: tuple[int, int]) -> Tensor:
     """Low-band frames with the whole image's motion undone."""
-    frames = torch.empty(len(bands), *shape, dtype=torch.float32, device=bands.device)
-    for i, band in enumerate(bands):
-        frames[i] = torch.fft.irfft2(align(band[None], grid, shifts[i : i + 1])[0], s=shape)
+    frames = torch.empty(len(bands), *shape, dtype=torch.float32)
+
+    def shift(i: int) -> None:
+        frames[i] = torch.fft.irfft2(align(bands[i : i + 1], grid, shifts[i : i + 1])[0], s=shape)
+
+    map_threads(shift, range(len(bands)))
     return frames
 
 
@@ -198,14 +196,16 @@ def _refine_locally(
     )
     # The frames are aligned as a whole: patches measure what is left.
     undone = state.time_basis @ state.trajectory
-    patches = [cut_patch(frames, layout, i)[:, rows, :columns] for i in range(len(layout.corners))]
+    patches = map_threads(
+        lambda i: cut_patch(frames, layout, i)[:, rows, :columns], range(len(layout.corners))
+    )
     weights, shares = _measure(patches, grid, _left_over(state, layout, undone))
     for part, rounds in ((0.4, 3), (1.0, 2)):
         limit = information_limit(weights, shares, grid)
         _refine(
             state,
             settings,
-            patches.__getitem__,
+            patches,
             grid,
             weights,
             layout.centres,
@@ -239,7 +239,7 @@ def _shifts_at(state: _State, space: Tensor) -> Tensor:
 def _refine(
     state: _State,
     settings: Settings,
-    get_patch: Callable[[int], Tensor],
+    patches: list[Tensor],
     grid: Grid,
     weights: Tensor,
     centres: Tensor,
@@ -250,7 +250,7 @@ def _refine(
     undone: Tensor | None = None,
 ) -> None:
     """Newton steps on the unknowns until they rest."""
-    low, rows, columns = limit_grid(grid, limit)
+    low, rows, _ = limit_grid(grid, limit)
     spread = spread_weights(weights, low)
     spaces = _space_basis(state, centres)
     count = len(state.time_basis)
@@ -258,9 +258,12 @@ def _refine(
     prior = _make_prior(state, settings, local)
     for _ in range(rounds):
         gradient, hessian = torch.zeros(prior.shape[0], 2, dtype=torch.float64), _zeros(2 * prior.shape[0])
-        for number, space in enumerate(spaces):
-            part = get_patch(number)[:, rows, :columns]
-            slope, information, _, _ = score_shifts(part, low, spread, _shifts_at(state, space) - rest)
+        shifts = [_shifts_at(state, space) - rest for space in spaces]
+        scores = map_threads(
+            lambda pair: score_shifts(pair[0], low, spread, pair[1], rows),
+            list(zip(patches, shifts, strict=True)),
+        )
+        for space, (slope, information) in zip(spaces, scores, strict=True):
             basis = state.time_basis
             if local:
                 basis = torch.cat([basis, torch.kron(state.local_time, space[None])], 1)

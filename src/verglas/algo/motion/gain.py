@@ -78,7 +78,7 @@ def check_gain(mean: FloatArray, gain: FloatArray) -> GainCheck:
     Parameters
     ----------
     mean
-        `(y, x)` mean of the raw frames.
+        `(y, x)` mean or sum of the raw frames.
     gain
         `(y, x)` reference as it is to be used; pixels that are not positive are left out.
 
@@ -91,11 +91,13 @@ def check_gain(mean: FloatArray, gain: FloatArray) -> GainCheck:
         raise UserError(
             f"the gain reference has (y, x) = {gain.shape}, the frames have {mean.shape}; expected one size"
         )
-    middle = tuple(slice(n // 4, n - n // 4) for n in mean.shape)
-    check = _correlate(mean[middle], gain[middle])
-    # A quarter of the pixels tells when what they tell is clear.
-    clear = check.best == (0, "none") and check.score >= 2 * LEAST_SCORE
-    return check if clear else _correlate(mean, gain)
+    for part in (1 / 4, 1 / 2):
+        middle = tuple(slice(n // 2 - round(part * n / 2), n // 2 + round(part * n / 2)) for n in mean.shape)
+        check = _correlate(mean[middle], gain[middle])
+        # A few of the pixels tell when what they tell is clear.
+        if check.best == (0, "none") and check.score >= 2 * LEAST_SCORE:
+            return check
+    return _correlate(mean, gain)
 
 
 def _correlate(mean: FloatArray, gain: FloatArray) -> GainCheck:

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from verglas.ops.kernels.phase_sums import sum_powers, sum_scores
+
 _SMOOTHING = 5
 
 
@@ -80,20 +82,19 @@ def align(
     return moved
 
 
-def measure_powers(aligned: Complex[Tensor, "n h w"]) -> tuple[Tensor, Tensor]:
-    """`(h, w)` mean power of the images, and mean of what two of them have in common."""
-    count = len(aligned)
-    own = torch.zeros(aligned.shape[1:], device=aligned.device)
-    # One by one, which takes no memory for all of them.
-    for image in aligned:
-        own += image.real**2 + image.imag**2
-    total = aligned.sum(0)
-    whole = total.real**2 + total.imag**2
-    return own / count, (whole - own) / (count * (count - 1))
+def measure_powers(
+    transforms: Complex[Tensor, "n h w"], grid: Grid, shifts: Float[Tensor, "n 2"]
+) -> Float[Tensor, "2 rings"]:
+    """Sum by ring the mean power of the images, and the mean of what two of them have in common."""
+    count = len(transforms)
+    sums = sum_powers(transforms, shifts, grid.y, grid.x, torch.where(grid.usable, grid.rings, -1))
+    padded = torch.zeros(2, int(grid.rings.max()) + 1, dtype=torch.float64)
+    padded[:, : sums.shape[1]] = torch.from_numpy(sums)
+    return padded / torch.tensor([[count], [count * (count - 1)]])
 
 
 def measure_weights(
-    power: Tensor, common: Tensor, grid: Grid, count: int, images: float
+    powers: Float[Tensor, "2 rings"], grid: Grid, count: int, images: float
 ) -> tuple[Tensor, Tensor]:
     """Weights w of the likelihood and the share S / (S + N) by ring, from powers summed over `images` places.
 
@@ -105,14 +106,8 @@ def measure_weights(
         `(rings,)`, for powers of one image.
     """
     rings = grid.rings[grid.usable].cpu()
-    size = int(grid.rings.max()) + 1
-    number = torch.bincount(rings, minlength=size).double()
-
-    def average(values: Tensor) -> Tensor:
-        sums = torch.bincount(rings, values[grid.usable].cpu().double(), minlength=size)
-        return _smooth(sums, number) / images
-
-    total, signal = average(power), average(common)
+    number = torch.bincount(rings, minlength=powers.shape[1]).double()
+    total, signal = (_smooth(one, number) / images for one in powers)
     around = _smooth_counts(number)
     chance = total * torch.sqrt(2 / (count * (count - 1) * around.clamp(min=1) * images))
     signal = torch.where(signal > 2 * chance, signal, 0.0).clamp(max=0.999 * total)
@@ -152,27 +147,34 @@ def information_limit(weights: Tensor, shares: Tensor, grid: Grid, part: float =
 
 
 def score_shifts(
-    transforms: Complex[Tensor, "n h w"], grid: Grid, weights: Tensor, shifts: Float[Tensor, "n 2"]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    transforms: Complex[Tensor, "n h w"],
+    grid: Grid,
+    weights: Tensor,
+    shifts: Float[Tensor, "n 2"],
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Gradient of L by the shifts, and the matrix A.
+
+    Parameters
+    ----------
+    transforms
+        `(n, h, w)`.
+    grid
+        Of the transforms, or of their `rows` and first columns.
+    weights
+        Of the grid.
+    shifts
+        `(n, 2)` yx.
+    rows
+        Which rows the grid has; all when not given.
 
     Returns
     -------
-    gradient, information, power, common
-        `(n, 2)`, `(2, 2)` in double precision on the CPU; `(h, w)` powers of the aligned images.
+    gradient, information
+        `(n, 2)`, `(2, 2)`.
     """
     count = len(transforms)
-    moved = align(transforms, grid, shifts)
-    total = moved.sum(0)
-    own = (moved.real**2 + moved.imag**2).sum(0)
-    common = (total.real**2 + total.imag**2 - own) / (count * (count - 1))
-    slope = moved.imag * (weights * total.real) - moved.real * (weights * total.imag)
-    y = grid.y.to(weights)
-    x = grid.x.to(weights)
-    rows, columns = slope.sum(2), slope.sum(1)
-    gradient = -4 * math.pi * torch.stack([rows.double() @ y.double(), columns.double() @ x.double()], 1)
-    shared = (weights * common).double()
-    yy, xx = (shared.sum(1) * y.double() ** 2).sum(), (shared.sum(0) * x.double() ** 2).sum()
-    yx = y.double() @ shared @ x.double()
-    information = 8 * math.pi**2 * torch.stack([torch.stack([yy, yx]), torch.stack([yx, xx])])
-    return gradient.cpu(), information.cpu(), own / count, common
+    rows = torch.arange(len(grid.y)) if rows is None else rows
+    slopes, (yy, yx, xx) = sum_scores(transforms, shifts, grid.y, grid.x, weights, rows)
+    information = torch.tensor([[yy, yx], [yx, xx]], dtype=torch.float64) / (count * (count - 1))
+    return torch.from_numpy(-4 * math.pi * slopes), 8 * math.pi**2 * information

@@ -5,6 +5,7 @@ in both, so a few products of a factor a frame and a curve over frequency make a
 the factors as they are, and the curves are applied to the few sums at the end.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 from verglas.algo.motion.field import shifts_on_axes
 from verglas.model import MotionModel
 from verglas.ops.dose import critical_exposure
-from verglas.ops.fft import radial_frequency
-from verglas.ops.kernels.warp import AT_ONCE, BLOCK, add_displaced, count_blocks
+from verglas.ops.fft import frequency_axes
+from verglas.ops.kernels.warp import BLOCK, ReadRows, add_displaced, count_blocks
+from verglas.runtime import map_threads
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -25,6 +27,8 @@ TOLERANCE = 1e-3
 """Largest error of a weight, as a part of the largest."""
 
 _CURVE = 512
+_ROWS = 64
+_COLUMNS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,22 +38,19 @@ class Weighting:
     Parameters
     ----------
     factors
-        `(n, r)` by which each frame is added to each sum.
+        `(n, r)` by which each frame is added to each sum; 1 for the first sum.
     curves
         `(r, k)` by which the sums are multiplied for the dose-weighted image, at `k` frequencies from zero to that
         of the corner of Fourier space; none without weighting.
-    plain
-        `(r,)` by which they are multiplied for the plain sum.
     """
 
     factors: FloatArray
     curves: FloatArray | None
-    plain: FloatArray
 
 
 def weight_plainly(count: int) -> Weighting:
     """All frames alike."""
-    return Weighting(np.ones((count, 1)), None, np.ones(1))
+    return Weighting(np.ones((count, 1)), None)
 
 
 def weight_by_exposure(
@@ -83,17 +84,18 @@ def weight_by_exposure(
     # Against the first frame, so that nothing underflows.
     left = np.exp((exposure[:, None] - exposure[0]) * rate)
     weights = np.sqrt(count) * left / np.sqrt((left**2).sum(0))
-    table = np.concatenate([weights, np.ones((count, 1))], axis=1)
-    u, values, v = np.linalg.svd(table, full_matrices=False)
-    for rank in range(1, len(values) + 1):
-        factors, curves = u[:, :rank], values[:rank, None] * v[:rank]
-        if np.abs(factors @ curves - table).max() <= TOLERANCE * weights.max():
+    mean = weights.mean(0)
+    u, values, v = np.linalg.svd(weights - mean, full_matrices=False)
+    for rank in range(len(values) + 1):
+        factors = np.concatenate([np.ones((count, 1)), u[:, :rank]], axis=1)
+        curves = np.concatenate([mean[None], values[:rank, None] * v[:rank]])
+        if np.abs(factors @ curves - weights).max() <= TOLERANCE * weights.max():
             break
-    return Weighting(factors, curves[:, :-1], curves[:, -1])
+    return Weighting(factors, curves)
 
 
 class FrameSums:
-    """Adds frames up as they come.
+    """Sums of frames that are read some rows at a time.
 
     Parameters
     ----------
@@ -121,56 +123,67 @@ class FrameSums:
     ) -> None:
         self._model, self._shape, self._pixel = model, shape, pixel_size_angstrom
         self._weighting, self._even = weighting, even
-        self._waiting: list[tuple[int, Tensor]] = []
-        self._sums = torch.zeros(weighting.factors.shape[1] + even, *shape, device=device)
+        # Rows have room for their half transforms, which take their place.
+        count = weighting.factors.shape[1] + even
+        self._sums = torch.zeros(count, shape[0], 2 * (shape[1] // 2 + 1), device=device)
 
-    def add(self, number: int, frame: Float[Tensor, "y x"]) -> None:
-        """Add frame `number` (from 0, of those that the model has)."""
-        self._waiting.append((number, frame))
-        if len(self._waiting) == AT_ONCE:
-            self._add_waiting()
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self._sums.device
 
-    def _add_waiting(self) -> None:
-        if not self._waiting:
-            return
-        numbers = [number for number, _ in self._waiting]
-        factors = torch.from_numpy(self._weighting.factors[numbers]).float()
+    def add(
+        self, numbers: Sequence[int], read_rows: ReadRows, gain: Float[Tensor, "y x"] | None = None
+    ) -> None:
+        """Add frames `numbers` (from 0, of those that the model has); `read_rows` counts them as they are given."""
+        factors = torch.from_numpy(self._weighting.factors[list(numbers)]).float()
         if self._even:
             factors = torch.cat([factors, torch.tensor(numbers)[:, None] % 2], dim=1)
         shifts = torch.stack(
             [block_shifts(self._model, number, self._shape, self._pixel) for number in numbers]
         )
-        add_displaced([frame for _, frame in self._waiting], shifts, factors, self._sums)
-        self._waiting = []
+        add_displaced(read_rows, shifts, factors, self._sums[..., : self._shape[1]], gain)
 
     def plain(self) -> Float[Tensor, "y x"]:
         """Sum of all frames."""
-        self._add_waiting()
-        rank = len(self._weighting.plain)
-        plain = torch.from_numpy(self._weighting.plain).to(self._sums)
-        total: Tensor = torch.tensordot(plain, self._sums[:rank], dims=1)
-        return total
+        return self._sums[0, :, : self._shape[1]].clone()
 
     def even(self) -> Float[Tensor, "y x"]:
         """Sum of the second, fourth ... frame."""
-        self._add_waiting()
-        return self._sums[-1]
+        return self._sums[-1, :, : self._shape[1]].clone()
 
     def weighted(self) -> Float[Tensor, "y x"]:
-        """Dose-weighted sum."""
-        self._add_waiting()
-        if self._weighting.curves is None:
-            return self.plain()
-        radius = radial_frequency(self._shape, device=self._sums.device)
-        place = radius * ((_CURVE - 1) / np.sqrt(0.5))
-        low = place.floor().long().clamp(max=_CURVE - 2)
-        place -= low
-        total = torch.zeros(radius.shape, dtype=torch.complex64, device=self._sums.device)
-        for image, curve in zip(self._sums, self._weighting.curves, strict=False):
-            line = torch.from_numpy(curve).to(self._sums)
-            total += torch.fft.rfft2(image) * torch.lerp(line[low], line[low + 1], place)
-        result: Tensor = torch.fft.irfft2(total, s=self._shape)
-        return result
+        """Dose-weighted sum. It is made in the place of the others, so nothing else can be asked for afterwards."""
+        height, width = self._shape
+        curves = self._weighting.curves
+        if curves is not None:
+            sums = self._sums[: len(curves)]
+            transforms = torch.view_as_complex(sums.view(*sums.shape[:2], -1, 2))
+            tables = torch.from_numpy(curves).to(sums)
+            y2, x2 = (axis.square() for axis in frequency_axes(self._shape, device=sums.device))
+
+            def transform(top: int) -> None:
+                rows = slice(top, top + _ROWS)
+                transforms[:, rows] = torch.fft.rfft(sums[:, rows, :width])
+
+            def weight(left: int) -> None:
+                columns = slice(left, left + _COLUMNS)
+                place = (y2 + x2[:, columns]).sqrt_() * ((_CURVE - 1) / np.sqrt(0.5))
+                low = place.floor().long().clamp(max=_CURVE - 2)
+                place -= low
+                total = torch.zeros((), device=sums.device)
+                for part, table in zip(transforms[:, :, columns], tables, strict=True):
+                    total = total + torch.fft.fft(part, dim=0) * torch.lerp(table[low], table[low + 1], place)
+                transforms[0, :, columns] = torch.fft.ifft(total, dim=0)
+
+            def transform_back(top: int) -> None:
+                rows = slice(top, top + _ROWS)
+                sums[0, rows, :width] = torch.fft.irfft(transforms[0, rows], width)
+
+            map_threads(transform, range(0, height, _ROWS))
+            map_threads(weight, range(0, width // 2 + 1, _COLUMNS))
+            map_threads(transform_back, range(0, height, _ROWS))
+        return self._sums[0, :, :width]
 
 
 def block_shifts(
@@ -185,11 +198,16 @@ def block_shifts(
 
 
 def displace_frame(
-    model: MotionModel, frame: int, image: Float[Tensor, "y x"], pixel_size_angstrom: float
+    model: MotionModel,
+    frame: int,
+    read_rows: ReadRows,
+    shape: tuple[int, int],
+    pixel_size_angstrom: float,
+    gain: Float[Tensor, "y x"] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Float[Tensor, "y x"]:
-    """One frame with its motion taken out."""
-    shape = (image.shape[0], image.shape[1])
-    result = torch.zeros(1, *shape, device=image.device)
+    """One frame with its motion taken out, for the rows of image 0 of `read_rows`."""
+    result = torch.zeros(1, *shape, device=device)
     shifts = block_shifts(model, frame, shape, pixel_size_angstrom)
-    add_displaced([image], shifts[None], torch.ones(1, 1), result)
+    add_displaced(read_rows, shifts[None], torch.ones(1, 1), result, gain)
     return result[0]

@@ -6,10 +6,13 @@ The image is parted into square blocks, each of which is taken from where it was
 result at pixel p is the image at `p + shifts[i, j]`. The interpolation is separable, eight samples along each axis
 under a Kaiser window; outside the image its outermost pixels hold. The first pass along x uses the shift of the block
 that the sampled row ends up in.
+
+Images are read some rows at a time, in the type that they were stored in: for each strip of the result all of them
+are added while it lies in the processor's cache, and no image is ever held as a whole.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numba
 import numpy as np
@@ -18,16 +21,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from verglas.runtime import map_threads
+
 BLOCK = 16
 """Side of a block in pixels: a gradient of 0.2 % of displacement makes steps of 0.03 pixels between blocks."""
 
 TAPS = 8
-AT_ONCE = 4
-"""Images that are best added together."""
+
+ReadRows = Callable[[int, int, int], npt.NDArray[np.generic]]
+"""`(image, top, bottom)` to the rows `top` to `bottom` (not included) of an image: integers or float32."""
 
 _BETA = 5.0
 _STEPS = 1024
-_STRIP = 32
+_STRIP = 64
+_TILE = 512
+_AT_ONCE = 8
 
 
 def _make_table() -> npt.NDArray[np.float32]:
@@ -47,44 +55,73 @@ def count_blocks(shape: tuple[int, int]) -> tuple[int, int]:
     return math.ceil(shape[0] / BLOCK), math.ceil(shape[1] / BLOCK)
 
 
+def read_from(images: Sequence[Float[Tensor, "y x"]]) -> ReadRows:
+    """Read rows of images in memory."""
+    arrays = [image.contiguous().numpy() for image in images]
+    return lambda number, top, bottom: arrays[number][top:bottom]
+
+
 def add_displaced(
-    images: Sequence[Float[Tensor, "y x"]],
+    read_rows: ReadRows,
     shifts: Float[Tensor, "n by bx 2"],
     weights: Float[Tensor, "n k"],
     sums: Float[Tensor, "k y x"],
+    gain: Float[Tensor, "y x"] | None = None,
 ) -> None:
-    """Add n displaced images to k sums, with a weight for each; several at once pass fewer times over the sums.
+    """Add n displaced images to k sums, with a weight for each, on as many threads as torch may use.
 
     Parameters
     ----------
-    images
-        n of `(y, x)` float32.
+    read_rows
+        Gives the rows of images 0 to n - 1; called from several threads.
     shifts
         `(n, by, bx, 2)` yx of each block, pixels; see the module's convention.
     weights
         `(n, k)`.
     sums
         `(k, y, x)` float32, changed in place.
+    gain
+        `(y, x)` float32 that images are multiplied by before they are displaced.
     """
-    blocks = count_blocks((sums.shape[1], sums.shape[2]))
-    if tuple(shifts.shape[:3]) != (len(images), *blocks):
+    height, width = sums.shape[1:]
+    blocks = count_blocks((height, width))
+    if tuple(shifts.shape[1:3]) != blocks or len(shifts) != len(weights):
         raise ValueError(
-            f"`shifts` must be one a block; got {tuple(shifts.shape)} for {len(images)} of {tuple(sums.shape[1:])}"
+            f"`shifts` must be one a block; got {tuple(shifts.shape)} for {len(weights)} of {(height, width)}"
         )
     if sums.device.type != "cpu":
-        for image, shift, weight in zip(images, shifts, weights, strict=True):
+        for number, (shift, weight) in enumerate(zip(shifts, weights, strict=True)):
+            image = torch.from_numpy(read_rows(number, 0, height).astype(np.float32)).to(sums.device)
+            image = image if gain is None else image * gain.to(sums.device)
             sums += weight.to(sums)[:, None, None] * displace_reference(image, shift)
         return
-    arrays = [image.contiguous().numpy() for image in images]
+    # Rows may be longer than the images: the compiler is to see whole ones.
+    row = sums.stride(1)
+    sums_array = torch.as_strided(sums, (len(sums), height, row), (sums.stride(0), row, 1)).numpy()
     moves = shifts.to(torch.float64).contiguous().numpy()
     shares = weights.to(torch.float32).contiguous().numpy()
-    start = 0
-    while start < len(arrays):
-        # Two sizes only, because each is compiled.
-        count = AT_ONCE if start + AT_ONCE <= len(arrays) else 1
-        stop = start + count
-        _add_numba(tuple(arrays[start:stop]), moves[start:stop], shares[start:stop], _TABLE, sums.numpy())
-        start = stop
+    factors = np.empty((0, 0), np.float32) if gain is None else gain.contiguous().numpy()
+    lows = np.floor(moves[..., 0]).astype(np.int64)
+    means = np.rint(moves[..., 0].mean((1, 2))).astype(np.int64)
+
+    def add_strip(strip: int) -> None:
+        top, bottom = strip * _STRIP, min(height, (strip + 1) * _STRIP)
+        there = slice(top // BLOCK, (bottom - 1) // BLOCK + 1)
+        # Where the rows of this strip come from; at least one row even where all lies outside.
+        first = np.clip(top + lows[:, there].min((1, 2)) - (TAPS // 2 - 1), 0, height - 1)
+        last = np.clip(bottom + lows[:, there].max((1, 2)) + TAPS // 2, first + 1, height)
+        for start in range(0, len(moves), _AT_ONCE):
+            part = range(start, min(start + _AT_ONCE, len(moves)))
+            rows = [read_rows(number, int(first[number]), int(last[number])) for number in part]
+            together = np.concatenate(rows)
+            ends = np.cumsum([0, *map(len, rows)])
+            few = slice(part.start, part.stop)
+            _add_strip(
+                *(together, ends, first[few], factors, moves[few], means[few], shares[few]),
+                *(_TABLE, top, bottom, width, sums_array),
+            )
+
+    map_threads(add_strip, range(math.ceil(height / _STRIP)))
 
 
 def displace_reference(image: Tensor, shifts: Tensor) -> Tensor:
@@ -115,73 +152,109 @@ def _part(shift: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     return whole.long(), table[((shift - whole) * _STEPS + 0.5).long()]
 
 
-@numba.njit(parallel=True, fastmath=True, nogil=True, cache=True)
-def _add_numba(
-    images: tuple[npt.NDArray[np.float32], ...],
-    shifts: npt.NDArray[np.float64],
-    weights: npt.NDArray[np.float32],
-    table: npt.NDArray[np.float32],
-    sums: npt.NDArray[np.float32],
-) -> None:
-    height = sums.shape[1]
-    blocks = shifts.shape[2]
-    means = np.zeros(len(images), np.int64)
-    margins = np.zeros(len(images), np.int64)
-    for f in range(len(images)):
-        mean, margin = 0.0, 0
-        for i in range(shifts.shape[1]):
-            for j in range(blocks):
-                mean += shifts[f, i, j, 0]
-                margin = max(margin, int(np.abs(shifts[f, i, j, 1])) + 2)
-        means[f] = int(np.rint(mean / (shifts.shape[1] * blocks)))
-        margins[f] = margin + TAPS
-    for strip in numba.prange((height + _STRIP - 1) // _STRIP):
-        top, bottom = strip * _STRIP, min(height, (strip + 1) * _STRIP)
-        for f in range(len(images)):
-            _add_strip(images[f], shifts[f], weights[f], table, top, bottom, means[f], margins[f], sums)
-
-
 @numba.njit(fastmath=True, nogil=True, cache=True)
 def _add_strip(
-    image: npt.NDArray[np.float32],
+    together: npt.NDArray[np.generic],
+    ends: npt.NDArray[np.int64],
+    first: npt.NDArray[np.int64],
+    gain: npt.NDArray[np.float32],
     shifts: npt.NDArray[np.float64],
+    means: npt.NDArray[np.int64],
     weights: npt.NDArray[np.float32],
     table: npt.NDArray[np.float32],
     top: int,
     bottom: int,
-    mean_row: int,
-    margin: int,
+    width: int,
     sums: npt.NDArray[np.float32],
 ) -> None:
-    """Add what belongs into rows `top` to `bottom`."""
-    height, width = image.shape
-    blocks = shifts.shape[1]
-    low, high = 1 << 30, -(1 << 30)
+    """Add what belongs into rows `top` to `bottom`, tile by tile so that all of a tile stays in the cache.
+
+    Image f has the rows from `first[f]` on in `together[ends[f] : ends[f + 1]]`.
+    """
+    # Whole blocks only: then the compiler knows the length of the innermost loops.
+    result = np.empty(_TILE, np.float32)
+    for left in range(0, width, _TILE):
+        right = min(width, left + _TILE)
+        blocks = (right - left + BLOCK - 1) // BLOCK
+        for f in range(len(weights)):
+            rows = together[ends[f] : ends[f + 1]]
+            step, start = _move_along_x(
+                rows, first[f], gain, shifts[f], means[f], table, top, bottom, left, right, sums.shape[1]
+            )
+            for y in range(top, bottom):
+                _move_along_y(step, y - start, shifts[f, y // BLOCK], table, left // BLOCK, blocks, result)
+                for k in range(weights.shape[1]):
+                    weight, total = weights[f, k], sums[k, y, left:right]
+                    for x in range(right - left):
+                        total[x] += weight * result[x]
+
+
+@numba.njit(fastmath=True, nogil=True, cache=True)
+def _move_along_x(
+    rows: npt.NDArray[np.generic],
+    first: int,
+    gain: npt.NDArray[np.float32],
+    shifts: npt.NDArray[np.float64],
+    mean_row: int,
+    table: npt.NDArray[np.float32],
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
+    height: int,
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Sample the rows that a tile needs along x; returns them and the row of the image that the first is."""
+    width = rows.shape[1]
+    blocks = (right - left + BLOCK - 1) // BLOCK
+    low, high, least, most = 1 << 30, -(1 << 30), 1 << 30, -(1 << 30)
     for i in range(top // BLOCK, (bottom - 1) // BLOCK + 1):
-        for j in range(blocks):
+        for j in range(left // BLOCK, left // BLOCK + blocks):
             whole = int(np.floor(shifts[i, j, 0]))
             low, high = min(low, whole), max(high, whole)
-    first = top + low - (TAPS // 2 - 1)
-    count = bottom + high + TAPS // 2 - first + 1
-    step = np.empty((count, width), np.float32)
-    line = np.empty(width + 2 * margin, np.float32)
+    start = top + low - (TAPS // 2 - 1)
+    count = bottom + high + TAPS // 2 - start + 1
+    # Of these blocks along y the rows are moved.
+    upper = min(max(start - mean_row, 0), height - 1) // BLOCK
+    lower = min(max(start + count - 1 - mean_row, 0), height - 1) // BLOCK
+    for i in range(upper, lower + 1):
+        for j in range(left // BLOCK, left // BLOCK + blocks):
+            whole = int(np.floor(shifts[i, j, 1]))
+            least, most = min(least, whole), max(most, whole)
+    begin = left + least - (TAPS // 2 - 1)
+    length = blocks * BLOCK + most - least + TAPS
+    line = np.empty(length, np.float32)
+    step = np.empty((count, _TILE), np.float32)
+    # Columns of the line that lie in the image; the others hold its outermost pixels.
+    inside, outside = min(max(-begin, 0), length), max(min(width - begin, length), 0)
     for n in range(count):
-        row = min(max(first + n, 0), height - 1)
-        line[:margin] = image[row, 0]
-        line[margin : margin + width] = image[row]
-        line[margin + width :] = image[row, width - 1]
+        row = min(max(start + n, 0), height - 1)
+        source = rows[min(max(row - first, 0), len(rows) - 1)]
+        if inside < outside:
+            from_image = source[begin + inside : begin + outside]
+            into = line[inside:outside]
+            if gain.size > 0:
+                factor = gain[row, begin + inside : begin + outside]
+                for x in range(len(into)):
+                    into[x] = np.float32(from_image[x]) * factor[x]
+            else:
+                for x in range(len(into)):
+                    into[x] = np.float32(from_image[x])
+        for x in range(inside):
+            line[x] = np.float32(source[0]) * (gain[row, 0] if gain.size > 0 else np.float32(1))
+        for x in range(outside, length):
+            line[x] = np.float32(source[width - 1]) * (
+                gain[row, width - 1] if gain.size > 0 else np.float32(1)
+            )
         i = min(max(row - mean_row, 0), height - 1) // BLOCK
         for j in range(blocks):
-            shift = shifts[i, j, 1]
+            shift = shifts[i, left // BLOCK + j, 1]
             whole = int(np.floor(shift))
             w = table[int((shift - whole) * _STEPS + 0.5)]
-            left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
-            start = left + margin + whole - (TAPS // 2 - 1)
-            # Views that are counted from zero, so that the compiler need not think of negative indices.
-            into = step[n, left:right]
-            part = line[start : start + len(into) + TAPS - 1]
             w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-            for x in range(len(into)):
+            # Views that are counted from zero, so that the compiler need not think of negative indices.
+            into = step[n, j * BLOCK : (j + 1) * BLOCK]
+            part = line[j * BLOCK + whole - least : (j + 1) * BLOCK + whole - least + TAPS]
+            for x in range(BLOCK):
                 into[x] = (
                     w0 * part[x]
                     + w1 * part[x + 1]
@@ -192,41 +265,38 @@ def _add_strip(
                     + w6 * part[x + 6]
                     + w7 * part[x + 7]
                 )
-    result = np.empty(width, np.float32)
-    for y in range(top, bottom):
-        i = y // BLOCK
-        for j in range(blocks):
-            shift = shifts[i, j, 0]
-            whole = int(np.floor(shift))
-            w = table[int((shift - whole) * _STEPS + 0.5)]
-            left, right = j * BLOCK, min(width, (j + 1) * BLOCK)
-            n = y + whole - (TAPS // 2 - 1) - first
-            w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
-            s0, s1, s2, s3 = (
-                step[n, left:right],
-                step[n + 1, left:right],
-                step[n + 2, left:right],
-                step[n + 3, left:right],
+    return step, start
+
+
+@numba.njit(fastmath=True, nogil=True, cache=True)
+def _move_along_y(
+    step: npt.NDArray[np.float32],
+    row: int,
+    shifts: npt.NDArray[np.float64],
+    table: npt.NDArray[np.float32],
+    first_block: int,
+    blocks: int,
+    result: npt.NDArray[np.float32],
+) -> None:
+    """Sample one row of a tile along y."""
+    flat = step.reshape(-1)
+    for j in range(blocks):
+        shift = shifts[first_block + j, 0]
+        whole = int(np.floor(shift))
+        w = table[int((shift - whole) * _STEPS + 0.5)]
+        n = row + whole - (TAPS // 2 - 1)
+        # One view whose rows are a fixed step apart, which the compiler can prove to be no copy of the result.
+        part = flat[n * _TILE + j * BLOCK : (n + TAPS - 1) * _TILE + (j + 1) * BLOCK]
+        w0, w1, w2, w3, w4, w5, w6, w7 = w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+        into = result[j * BLOCK : (j + 1) * BLOCK]
+        for x in range(BLOCK):
+            into[x] = (
+                w0 * part[x]
+                + w1 * part[x + _TILE]
+                + w2 * part[x + 2 * _TILE]
+                + w3 * part[x + 3 * _TILE]
+                + w4 * part[x + 4 * _TILE]
+                + w5 * part[x + 5 * _TILE]
+                + w6 * part[x + 6 * _TILE]
+                + w7 * part[x + 7 * _TILE]
             )
-            s4, s5, s6, s7 = (
-                step[n + 4, left:right],
-                step[n + 5, left:right],
-                step[n + 6, left:right],
-                step[n + 7, left:right],
-            )
-            into = result[left:right]
-            for x in range(len(into)):
-                into[x] = (
-                    w0 * s0[x]
-                    + w1 * s1[x]
-                    + w2 * s2[x]
-                    + w3 * s3[x]
-                    + w4 * s4[x]
-                    + w5 * s5[x]
-                    + w6 * s6[x]
-                    + w7 * s7[x]
-                )
-        for k in range(len(weights)):
-            weight, total = weights[k], sums[k, y]
-            for x in range(width):
-                total[x] += weight * result[x]
