@@ -1,4 +1,4 @@
-"""`preprocess`: each operation against its formula, the time of all ten, and what a killed job has published."""
+"""`preprocess`: operations against their formulas, the time of all ten, kills, and what the denoiser leaves."""
 
 import os
 import signal
@@ -18,6 +18,7 @@ from verglas.algo.micrograph.operations import plan_sizes
 from verglas.algo.micrograph.recipe import Cutoff, Recipe, process_micrograph
 from verglas.benchmarks import preprocess_formulas as formulas
 from verglas.benchmarks.harness import Figure, measure_process, measure_time
+from verglas.benchmarks.preprocess_denoiser import compare_denoisers
 from verglas.io.mrc import read_mrc, read_mrc_header, write_mrc
 from verglas.io.star import get_table, read_star
 
@@ -42,7 +43,7 @@ _FLAGS += ["--highpass", "0.002", "--lowpass", "0.4", "--normalise"]
 
 
 def run(quick: bool) -> Iterator[Figure]:
-    """Compare with the formulas, time a camera image, kill jobs."""
+    """Compare with the formulas, time a camera image, kill jobs, train a denoiser."""
     yield from compare_with_formulas(96 if quick else 160)
     size = 1024 if quick else 4096
     image = torch.from_numpy(make_micrograph(size))
@@ -57,6 +58,7 @@ def run(quick: bool) -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="verglas-preprocess-") as scratch:
         yield from _run_command(Path(scratch), size)
         yield _kill_streams(Path(scratch), 1 if quick else 10)
+    yield from compare_denoisers(quick)
 
 
 def make_micrograph(size: int, seed: int = 0) -> npt.NDArray[np.float32]:

@@ -85,6 +85,12 @@ STEPS = (
         "Work on micrographs before they are used.",
     ),
     StepCommand(
+        "preprocess train",
+        "verglas.steps.train_denoiser.TRAIN_DENOISER_STEP",
+        FRAMES,
+        "Train the network that takes noise off micrographs.",
+    ),
+    StepCommand(
         "select", "verglas.steps.select.SELECT_STEP", FRAMES, "Keep or drop micrographs and tilt series."
     ),
     StepCommand(

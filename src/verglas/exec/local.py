@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -45,18 +45,20 @@ def run_in_processes(
         # The workers' threads: Dask lets the environment of this process win over its own settings.
         limit_threads(threads),
         dask.config.set(settings),
-        LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            # Dask would pause and kill workers by their share of the memory; an item may need more.
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
+        _closing(
+            LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",
+                scheduler_kwargs={"dashboard": False},
+                # Dask would pause and kill workers by their share of the memory; an item may need more.
+                memory_limit=0,
+                silence_logs=logging.CRITICAL,
+            )
         ) as cluster,
-        Client(cluster) as client,  # type: ignore[no-untyped-call]
+        _closing(Client(cluster)) as client,  # type: ignore[no-untyped-call]
     ):
         client.register_plugin(_Prepare())
         try:
@@ -64,6 +66,16 @@ def run_in_processes(
         except BaseException:
             _end_workers(cluster)
             raise
+
+
+@contextmanager
+def _closing(service: Any) -> Iterator[Any]:
+    """Close a part of Dask. On a machine that is busy it may not end in time; all outcomes are in by then."""
+    try:
+        yield service
+    finally:
+        with suppress(TimeoutError):
+            service.close()
 
 
 def _feed(

@@ -36,6 +36,8 @@ class ListedMicrograph:
         The same image without dose weighting, where the list names one.
     voltage_kv, cs_mm, amplitude_contrast
         What the list says.
+    halves
+        Sums of the odd and of the even frames, where the list names them.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class ListedMicrograph:
     voltage_kv: float | None = None
     cs_mm: float | None = None
     amplitude_contrast: float | None = None
+    halves: tuple[Path, Path] | None = None
 
 
 def list_micrographs(path: Path | str) -> list[ListedMicrograph]:
@@ -82,7 +85,8 @@ def _list_star(path: Path) -> list[ListedMicrograph]:
     for row in table.to_dict("records"):
         group = groups.get(row.get("rlnOpticsGroup"), {})
         plain = row.get("rlnMicrographNameNoDW")
-        numbers = [
+        halves = [row.get(f"rlnMicrographName{which}") for which in ("Odd", "Even")]
+        pixel, voltage, cs, contrast = (
             None if group.get(label) is None else float(group[label])
             for label in (
                 "rlnMicrographPixelSize",
@@ -90,13 +94,18 @@ def _list_star(path: Path) -> list[ListedMicrograph]:
                 "rlnSphericalAberration",
                 "rlnAmplitudeContrast",
             )
-        ]
+        )
         listed.append(
             ListedMicrograph(
                 find_file(str(row["rlnMicrographName"]), path),
-                numbers[0],
+                pixel,
                 None if plain is None else find_file(str(plain), path),
-                *numbers[1:],
+                voltage,
+                cs,
+                contrast,
+                None
+                if None in halves
+                else (find_file(str(halves[0]), path), find_file(str(halves[1]), path)),
             )
         )
     return listed

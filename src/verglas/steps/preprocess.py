@@ -69,6 +69,12 @@ class PreprocessParams(Params):
     denoise: Annotated[
         int | None, Field(ge=1, le=1000, description="iterations of total-variation denoising; 50 is usual")
     ] = None
+    denoiser: Annotated[
+        Path | None,
+        Field(
+            description="weights of a network that `preprocess train` made, to denoise in place of total variation"
+        ),
+    ] = None
     gaussian: Annotated[
         float | None, Field(gt=0, description="standard deviation of a blur, in pixels as they are by then")
     ] = None
@@ -113,7 +119,9 @@ class PreprocessParams(Params):
         for name in ("gaussian", "highpass", "lowpass"):
             if getattr(self, name) is not None and getattr(self, f"{name}_angstrom") is not None:
                 raise ValueError(f"expected one of `{name}` and `{name}_angstrom`, and not both")
-        names = ("crop", "log", "bad_pixels", "invert", "downsample", "denoise", "normalise")
+        if self.denoise is not None and self.denoiser is not None:
+            raise ValueError("expected one of `denoise` and `denoiser`, and not both")
+        names = ("crop", "log", "bad_pixels", "invert", "downsample", "denoise", "denoiser", "normalise")
         filters = ("gaussian", "highpass", "lowpass")
         asked = [*names, *filters, *(f"{name}_angstrom" for name in filters)]
         if not any(getattr(self, name) for name in asked):
@@ -123,7 +131,9 @@ class PreprocessParams(Params):
 
 def make_recipe(params: PreprocessParams) -> "Recipe":
     """Turn parameters into what the algorithm takes."""
+    from verglas.algo.micrograph.denoiser import unpack_denoiser
     from verglas.algo.micrograph.recipe import Cutoff, Recipe
+    from verglas.io.network_weights import read_weights
 
     def cutoff(name: str) -> "Cutoff | None":
         pixels, angstrom = getattr(params, name), getattr(params, f"{name}_angstrom")
@@ -138,6 +148,7 @@ def make_recipe(params: PreprocessParams) -> "Recipe":
         invert=params.invert,
         downsample=params.downsample,
         denoise=params.denoise,
+        denoiser=unpack_denoiser(read_weights(params.denoiser)) if params.denoiser else None,
         gaussian=cutoff("gaussian"),
         highpass=cutoff("highpass"),
         highpass_width=params.highpass_width,
@@ -155,7 +166,8 @@ def list_items(params: PreprocessParams) -> list[Item]:
     listed = [one for path in params.micrographs for one in list_micrographs(path)]
     if params.pixel_size:
         listed = [replace(one, pixel_size_angstrom=params.pixel_size) for one in listed]
-    return [Item(one.path.stem, one, (one.path,)) for one in listed]
+    weights = (params.denoiser,) if params.denoiser else ()
+    return [Item(one.path.stem, one, (one.path, *weights)) for one in listed]
 
 
 def run_item(item: Item, params: PreprocessParams, context: Context) -> ItemResult:
@@ -284,7 +296,7 @@ def estimate(items: list[Item], params: PreprocessParams) -> Estimate:
     """From the sizes of the files, by times measured on one core."""
     pixels = [_count_pixels(item.record.path) for item in items]
     factor = (params.downsample or 1.0) ** 2
-    work = 1.2e-7 + (2.5e-8 * (params.denoise or 0) + 1e-7) / factor
+    work = 1.2e-7 + (2.5e-8 * (params.denoise or 0) + 3e-7 * bool(params.denoiser) + 1e-7) / factor
     kept = 2 if params.float16 else 4
     return Estimate(
         PROCESS_BYTES + 60 * max(pixels, default=0),

@@ -66,9 +66,10 @@ def list_items(params: TrainFiducialsParams) -> list[Item]:
 
 def run_item(item: Item, params: TrainFiducialsParams, context: Context) -> ItemResult:
     """Train, judge on what was held out, and write the weights."""
-    from verglas.algo.fiducials.network import KINDS, list_weights, make_network
+    from verglas.algo.fiducials.network import KINDS, make_network
     from verglas.algo.fiducials.training import judge_network, make_scenes, train_network
     from verglas.io.network_weights import read_shipped_weights, read_weights, write_weights
+    from verglas.ops.networks import list_weights
     from verglas.runtime import choose_device
 
     handmade = [

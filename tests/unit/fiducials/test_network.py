@@ -10,7 +10,6 @@ from verglas.algo.fiducials.network import (
     KINDS,
     count_block,
     describe_views,
-    list_weights,
     make_network,
     segment_view,
 )
@@ -18,6 +17,7 @@ from verglas.algo.fiducials.scenes import BAR, CARBON, CONTAMINATION, GOLD, Scen
 from verglas.algo.fiducials.training import judge_network, make_scenes, train_network
 from verglas.errors import FileFormatError, UserError
 from verglas.io.network_weights import read_shipped_weights, read_weights, write_weights
+from verglas.ops.networks import list_weights
 
 GOLD_KIND = KINDS.index("gold")
 

@@ -1,20 +1,17 @@
 """A small U-Net that tells gold, thick contamination, carbon and grid bars from the specimen.
 
-Ronneberger, Fischer & Brox, *MICCAI* 2015, with four levels of 8 to 48 channels: it sees views averaged to about
+It has four levels of 8 to 48 channels, and sees views averaged to about
 20 Å a pixel, in which a bead is some pixels wide and an edge of carbon crosses the field.
 """
-
-from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from verglas.errors import UserError
 from verglas.ops.binning import bin_images
+from verglas.ops.networks import UNet, Weights, load_weights
 
 Image = npt.NDArray[np.float32]
 
@@ -31,45 +28,20 @@ _LIMIT = 8.0
 _WIDE_PX, _NARROW_PX = 25, 9
 
 
-class MaskNet(nn.Module):
+class MaskNet(UNet):
     """The network: `(n, 3, y, x)` of :func:`describe_views` to `(n, 5, y, x)` scores; sides are multiples of 8."""
 
     def __init__(self) -> None:
-        super().__init__()
-        inputs = (_INPUTS, *CHANNELS[:-1])
-        self.down = nn.ModuleList(_make_block(a, b) for a, b in zip(inputs, CHANNELS, strict=True))
-        pairs = list(pairwise(CHANNELS))
-        self.up = nn.ModuleList(_make_block(fine + coarse, fine) for fine, coarse in pairs)
-        self.last = nn.Conv2d(CHANNELS[0], len(KINDS) + 1, 1)
-
-    def forward(self, views: Tensor) -> Tensor:
-        """Score the classes of each pixel."""
-        levels = []
-        values = views
-        for index, block in enumerate(self.down):
-            values = block(max_pool2d(values, 2) if index else values)
-            levels.append(values)
-        for index in reversed(range(len(self.up))):
-            finer = interpolate(values, scale_factor=2.0, mode="nearest")
-            values = self.up[index](torch.cat([levels[index], finer], dim=1))
-        scores: Tensor = self.last(values)
-        return scores
+        super().__init__(_INPUTS, len(KINDS) + 1, CHANNELS, batch_norm=True)
 
 
-def _make_block(inputs: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for count in (inputs, outputs):
-        layers += [nn.Conv2d(count, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(*layers)
-
-
-def make_network(weights: Mapping[str, npt.NDArray[np.generic]] | None = None, seed: int = 0) -> MaskNet:
+def make_network(weights: Weights | None = None, seed: int = 0) -> MaskNet:
     """Make a network of these weights, ready to use, or of random ones.
 
     Parameters
     ----------
     weights
-        Arrays by name, as :func:`list_weights` gives them; none for random ones.
+        Arrays by name, as `list_weights` gives them; none for random ones.
     seed
         Chooses the random ones.
 
@@ -82,24 +54,8 @@ def make_network(weights: Mapping[str, npt.NDArray[np.generic]] | None = None, s
         torch.manual_seed(seed)
         network = MaskNet()
     if weights is not None:
-        known = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-        given = {name: tuple(np.shape(value)) for name, value in weights.items()}
-        if wrong := [name for name in {**known, **given} if known.get(name) != given.get(name)]:
-            raise UserError(
-                f"the weights are not those of this network: {wrong[0]!r} has shape {given.get(wrong[0], 'none')}, "
-                f"expected {known.get(wrong[0], 'none')}"
-            )
-        state = {
-            name: torch.from_numpy(np.array(weights[name])).to(value.dtype)
-            for name, value in network.state_dict().items()
-        }
-        network.load_state_dict(state)
+        load_weights(network, weights)
     return network.eval()
-
-
-def list_weights(network: MaskNet) -> dict[str, npt.NDArray[np.generic]]:
-    """Arrays of a network by name."""
-    return {name: value.cpu().numpy() for name, value in network.state_dict().items()}
 
 
 def count_block(pixel_size_angstrom: float) -> int:
@@ -163,8 +119,7 @@ def segment_view(network: MaskNet, image: Image, pixel_size_angstrom: float) -> 
     device = next(network.parameters()).device
     factor = count_block(pixel_size_angstrom)
     small = bin_images(torch.from_numpy(np.ascontiguousarray(image)), factor).to(device)
-    step = 2 ** (len(CHANNELS) - 1)
-    rest = [-size % step for size in small.shape]
+    rest = [-size % network.stride for size in small.shape]
     with torch.inference_mode():
         framed = pad(describe_views(small[None]), (0, rest[1], 0, rest[0]), mode="replicate")
         chances = network(framed).softmax(dim=1)[:, 1:, : small.shape[0], : small.shape[1]]

@@ -1,6 +1,6 @@
 """Training of the network: on simulated scenes, and on a few images with masks made by hand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from verglas.algo.fiducials.network import KINDS, MaskNet, describe_views
 from verglas.algo.fiducials.scenes import SceneRanges, draw_scene
 from verglas.errors import UserError
+from verglas.ops.networks import descend
 
 Image = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -60,7 +61,6 @@ def train_network(
     steps: int,
     rate: float,
     seed: int,
-    tell: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train a network in place.
 
@@ -77,8 +77,6 @@ def train_network(
         Largest learning rate of Adam; it rises over the first tenth and falls as a cosine.
     seed
         Chooses the parts and what becomes of them.
-    tell
-        Called with the step and the loss, as it goes.
 
     Returns
     -------
@@ -94,23 +92,16 @@ def train_network(
         raise UserError("there is nothing to learn from: expected scenes or images with masks")
     rng = np.random.default_rng([seed, 1])
     device = next(network.parameters()).device
-    optimiser = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate_factor(step, steps))
     weights = torch.tensor(_WEIGHTS, device=device)
-    # A fifth faster on the CPU.
-    network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    losses = []
-    for step in range(steps):
+
+    def measure_loss() -> Tensor:
         views, labels = (part.to(device) for part in _draw_batch(scenes, handmade, rng))
-        loss = _measure_loss(network(views), labels, weights)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if tell:
-            tell(step, losses[-1])
-    network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return _measure_loss(network(views), labels, weights)
+
+    # A fifth faster on the CPU.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    losses = descend(network, measure_loss, steps=steps, rate=rate)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return losses
 
 
@@ -129,13 +120,6 @@ def judge_network(network: MaskNet, examples: Sequence[Example]) -> Scores:
     both, said, true = counts
     with np.errstate(invalid="ignore", divide="ignore"):
         return Scores(both / said, both / true, both / (said + true - both))
-
-
-def _rate_factor(step: int, steps: int) -> float:
-    rise = max(1, steps // 10)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + float(np.cos(np.pi * (step - rise) / max(1, steps - rise)))) + 1e-3
 
 
 def _draw_batch(

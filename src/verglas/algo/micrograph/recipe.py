@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from verglas.algo.micrograph import operations
+from verglas.algo.micrograph.denoiser import Denoiser, denoise_image
 from verglas.algo.micrograph.total_variation import denoise_variation
 from verglas.errors import UserError
 from verglas.shapes import Values
@@ -53,6 +54,8 @@ class Recipe:
         Factor on the pixel size.
     denoise
         Iterations of total-variation denoising.
+    denoiser
+        A network that does it in its place.
     gaussian
         Standard deviation of a blur.
     highpass, highpass_width
@@ -71,6 +74,7 @@ class Recipe:
     invert: bool = False
     downsample: float | None = None
     denoise: int | None = None
+    denoiser: Denoiser | None = None
     gaussian: Cutoff | None = None
     highpass: Cutoff | None = None
     highpass_width: float = 0.001
@@ -82,7 +86,7 @@ class Recipe:
     @property
     def names(self) -> tuple[str, ...]:
         """Names of what is done, in its order."""
-        order = ["crop", "logarithm", "bad_pixels", "invert", "downsample", "denoise"]
+        order = ["crop", "logarithm", "bad_pixels", "invert", "downsample", "denoise", "denoiser"]
         order += ["gaussian", "highpass", "lowpass", "normalise"]
         return tuple(name for name in order if getattr(self, name) not in (None, False))
 
@@ -145,12 +149,20 @@ def process_micrograph(image: Values, pixel_size_angstrom: float, recipe: Recipe
         pixel *= factor
     if recipe.denoise is not None:
         work = denoise_variation(work, recipe.denoise, unit_scale=recipe.as_xmipp)
+    if recipe.denoiser is not None:
+        work = denoise_image(work, recipe.denoiser, pixel, sign=_find_sign(recipe))
     transfer = _multiply_filters((work.shape[0], work.shape[1]), pixel, recipe, notes)
     if transfer is not None:
         work = operations.filter_image(work, transfer)
     if recipe.normalise:
         work = operations.normalise(work)
     return Processed(work, pixel, bad, tuple(notes))
+
+
+def _find_sign(recipe: Recipe) -> int:
+    """-1 where the operations before the denoiser turn what is dark to bright."""
+    falls = recipe.logarithm is not None and recipe.logarithm[1] > 0
+    return -1 if falls != recipe.invert else 1
 
 
 def _multiply_filters(
