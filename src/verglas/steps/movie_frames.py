@@ -79,7 +79,9 @@ class MovieFrames:
             for number in range(self.count):
                 rows = self.read_rows(number, top, top + len(part))
                 np.add(part, rows, out=part, casting="unsafe")
-                seen[number] = seen[number] or rows.any()
+                # Only ever set: threads share it.
+                if rows.any():
+                    seen[number] = True
 
         map_threads(add, range(0, self.shape[0], _STRIP))
         if not (seen.all() and np.isfinite(total).all()):
