@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from io import BufferedReader, BufferedWriter, FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from verglas.errors import FileFormatError, UserError
 from verglas.files import atomic_path
 from verglas.io.mrc_header import HEADER_BYTES, MrcHeader, encode_text, make_header, read_mrc_header
+from verglas.io.mrc_statistics import BLOCK, MrcStatistics
 from verglas.model import ImageReference
 
 Array = npt.NDArray[Any]
@@ -38,9 +39,6 @@ __all__ = [
     "write_mrc",
 ]
 
-# Conversion and statistics go through pieces of this many values: small enough for the processor's cache, and large
-# enough for another thread to do something in between.
-_BLOCK = 1 << 19
 _CHUNK_BYTES = 1 << 26
 
 
@@ -162,7 +160,7 @@ def _read_sections_into(file: FileIO, header: MrcHeader, start: int, result: Arr
         flat[first : first + piece.size] = piece
 
 
-def _read_into(file: BufferedReader | FileIO, array: Array) -> None:
+def _read_into(file: FileIO, array: Array) -> None:
     view = array.reshape(-1).view(np.uint8).data
     while view:
         count = file.readinto(view)
@@ -276,7 +274,7 @@ class MrcWriter:
         self._start = file.tell()
         self._shape = shape
         self._dtype = dtype
-        self._statistics = _Statistics()
+        self._statistics = MrcStatistics()
         self._written = 0
         self._rows_written = 0
         self._depth = 0
@@ -308,8 +306,8 @@ class MrcWriter:
         if self._written + len(array) > self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written + len(array)}")
         # Small sections go together; of a large one, some rows at a time: no copy of a whole image is made.
-        step = max(1, _BLOCK // max(math.prod(array.shape[1:]), 1))
-        rows = max(1, _BLOCK // max(array.shape[2], 1))
+        step = max(1, BLOCK // max(math.prod(array.shape[1:]), 1))
+        rows = max(1, BLOCK // max(array.shape[2], 1))
         for start in range(0, len(array), step):
             for top in range(0, array.shape[1], rows):
                 converted = _convert(array[start : start + step, top : top + rows], self._dtype)
@@ -366,48 +364,6 @@ class MrcWriter:
         if self._written != self._shape[0]:
             raise ValueError(f"the file takes {self._shape[0]} sections; got {self._written}")
         return self._statistics.values()
-
-
-class _Statistics:
-    """Running minimum, maximum, mean and deviation in double precision.
-
-    Pieces are merged as in Chan, Golub & LeVeque, *Am. Stat.* 37, 242 (1983), which does not cancel.
-    """
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.squares = 0, 0.0, 0.0
-        self.minimum, self.maximum = math.inf, -math.inf
-        self.known = True
-
-    def add(self, sections: Array) -> None:
-        """Take sections `(k, ...)` one after the other: the same numbers come out however many come at once."""
-        self.known = self.known and sections.dtype.kind != "c"
-        flat = sections.reshape(len(sections), -1)
-        for start in range(0, flat.shape[1] if self.known else 0, _BLOCK):
-            block = flat[:, start : start + _BLOCK].astype(np.float64)
-            low, high = float(block.min()), float(block.max())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                self.known = False
-                return
-            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-            means = block.mean(axis=1)
-            block -= means[:, None]
-            squares = np.square(block, out=block).sum(axis=1)
-            for mean, square in zip(means.tolist(), squares.tolist(), strict=True):
-                self._merge(block.shape[1], mean, square)
-
-    def _merge(self, count: int, mean: float, squares: float) -> None:
-        total = self.count + count
-        step = mean - self.mean
-        self.squares += squares + step**2 * self.count * count / total
-        self.mean += step * count / total
-        self.count = total
-
-    def values(self) -> tuple[float, float, float, float]:
-        """Return the four numbers, or MRC2014's way to say that they are not determined."""
-        if not self.known:
-            return 0.0, -1.0, -2.0, -1.0
-        return self.minimum, self.maximum, self.mean, math.sqrt(self.squares / self.count)
 
 
 def _convert(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -100,41 +100,40 @@ def run_item(item: Item, params: TrainDenoiserParams, context: Context) -> ItemR
 
 def _read_pairs(listed: "list[ListedMicrograph]", params: TrainDenoiserParams) -> "tuple[list[Pair], float]":
     """Halves of as many micrographs, spread evenly over the list, as memory is meant for."""
+    read = [_read_pair(listed[0], params)]
+    count = min(len(listed), max(1, _MOST_PIXELS // read[0][0][0].numel()))
+    read += [_read_pair(listed[place * len(listed) // count], params) for place in range(1, count)]
+    pixels = [pixel for _, pixel in read]
+    if max(pixels) > 1.01 * min(pixels):
+        raise UserError(
+            f"the micrographs have pixels of {min(pixels):.4g} to {max(pixels):.4g} Å; expected one pixel size"
+        )
+    return [pair for pair, _ in read], float(np.median(pixels))
+
+
+def _read_pair(one: "ListedMicrograph", params: TrainDenoiserParams) -> "tuple[Pair, float]":
+    """Read both halves of a micrograph, and their pixel size once downsampled."""
     import torch
 
     from verglas.algo.micrograph.operations import downsample
     from verglas.io.mrc import check_finite, read_image
     from verglas.io.relion_micrographs import read_micrograph
 
-    pairs: list[Pair] = []
-    pixels: list[float] = []
-    count = len(listed)
-    place = 0
-    while place < len(listed):
-        one = listed[place]
-        halves = []
-        for path in one.halves or ():
-            series = read_micrograph(path, params.pixel_size or one.pixel_size_angstrom)
-            values = check_finite(read_image(series.images[0]), f"micrograph {str(path)!r}")
-            half, factor = torch.from_numpy(values).double(), 1.0
-            if params.downsample:
-                half, factor = downsample(half, params.downsample)
-            halves.append(half.float())
-            pixels.append(series.pixel_size_angstrom * factor)
-        if halves[0].shape != halves[1].shape:
-            raise UserError(
-                f"the halves of {one.path.stem!r} have shapes {tuple(halves[0].shape)} and {tuple(halves[1].shape)}; "
-                "expected the same"
-            )
-        pairs.append((halves[0], halves[1]))
-        if len(pairs) == 1:
-            count = min(len(listed), max(1, _MOST_PIXELS // halves[0].numel()))
-        place = len(pairs) * len(listed) // count if len(pairs) < count else len(listed)
-    if max(pixels) > 1.01 * min(pixels):
+    halves, pixel = [], 0.0
+    for path in one.halves or ():
+        series = read_micrograph(path, params.pixel_size or one.pixel_size_angstrom)
+        values = check_finite(read_image(series.images[0]), f"micrograph {str(path)!r}")
+        half, factor = torch.from_numpy(values).double(), 1.0
+        if params.downsample:
+            half, factor = downsample(half, params.downsample)
+        halves.append(half.float())
+        pixel = series.pixel_size_angstrom * factor
+    if halves[0].shape != halves[1].shape:
         raise UserError(
-            f"the micrographs have pixels of {min(pixels):.4g} to {max(pixels):.4g} Å; expected one pixel size"
+            f"the halves of {one.path.stem!r} have shapes {tuple(halves[0].shape)} and {tuple(halves[1].shape)}; "
+            "expected the same"
         )
-    return pairs, float(np.median(pixels))
+    return (halves[0], halves[1]), pixel
 
 
 def _draw(
