@@ -64,10 +64,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(three, ribosomes, tmp_path, comm
     shutil.copy(ribosomes.reference, three / "first.mrc")
     items = tmp_path / "killed/items"
     with start(three, command, tmp_path / "killed") as process:
-        while process.poll() is None and len(list(items.glob("*.json"))) < 1:
+        while process.poll() is None and len(list(items.glob("[!.]*.json"))) < 1:
             time.sleep(0.02)
         process.kill()
-    before = {path: path.stat().st_mtime_ns for path in items.glob("*.json")}
+    before = {path: path.stat().st_mtime_ns for path in items.glob("[!.]*.json")}
     assert before
     assert not (tmp_path / "killed/summary.json").exists()
     for out in ("killed", "whole"):

@@ -107,7 +107,7 @@ def run(quick: bool) -> Iterator[Figure]:
             wait = chance.uniform(0.1, 1.0) * duration
             if landed < kills and _kill_after(process, wait, alone=landed % 2 == 0):
                 landed += 1
-                amid += 0 < len(list(folder.glob("items/*.json"))) < ITEMS
+                amid += 0 < len(list(folder.glob("items/[!.]*.json"))) < ITEMS
                 continue
             process.wait()
             compared += len(expected)

@@ -106,7 +106,7 @@ def remove_job(folder: JobFolder) -> None:
             summary = json.loads(folder.summary.read_text(encoding="utf-8"))
             names = [*summary.get("tables", []), *(figure["path"] for figure in summary.get("figures", []))]
             doomed += [check_inside(folder.path, name) for name in names]
-    for path in sorted((folder.path / "items").glob("*.json")):
+    for path in sorted((folder.path / "items").glob("[!.]*.json")):
         item = read_item(path)
         doomed += [check_inside(folder.path, name) for name in (item.outputs if item else ())]
         doomed.append(path)

@@ -220,7 +220,7 @@ def _expand(path: Path) -> list[Path]:
     check_exists(path, "mdoc")
     if not path.is_dir():
         return [path]
-    found = sorted(path.glob("*.mdoc"))
+    found = sorted(path.glob("[!.]*.mdoc"))
     if not found:
         raise UserError(f"folder {str(path)!r} has no mdocs; expected files that end in .mdoc")
     return found
@@ -291,7 +291,7 @@ def _write_halves(
 def _index_folder(folder: Path) -> dict[str, list[Path]]:
     """List the images of a folder by their plain name."""
     index: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("*.mrc")):
+    for path in sorted(folder.glob("[!.]*.mrc")):
         index.setdefault(_plain_name(path.name), []).append(path)
     return dict(sorted(index.items()))
 
