@@ -126,7 +126,7 @@ def write_alignment(
     table = f"{marks.kind}/{name}.star"
     write_particles(folder / table, _list_marks(aligned, alignment, views.factor, marks))
     imod = folder / "imod" / name
-    write_imod_folder(imod, name, tilt_series_to_imod(aligned))
+    written = write_imod_folder(imod, name, tilt_series_to_imod(aligned))
     contours = []
     centre = np.array([size // 2 for size in views.images[0].shape[::-1]])
     for track in alignment.tracks_px:
@@ -138,11 +138,11 @@ def write_alignment(
         contours.append(np.column_stack([places, rows])[order])
     size = (aligned.image_shape[1], aligned.image_shape[0], len(aligned))
     radius = round(marks.size_px * views.factor / 2)
+    written.append(imod / f"{name}.fid")
     write_imod_model(
-        imod / f"{name}.fid", make_imod_model(contours, size, pixel_size_angstrom=pixel, radius_px=radius)
+        written[-1], make_imod_model(contours, size, pixel_size_angstrom=pixel, radius_px=radius)
     )
-    written = sorted(path.name for path in imod.iterdir() if path.is_file())
-    return (table, *(f"imod/{name}/{file}" for file in written))
+    return (table, *(f"imod/{name}/{path.name}" for path in sorted(written)))
 
 
 def _list_marks(
