@@ -114,23 +114,6 @@ def write_ctf_table(path: Path | str, table: FloatArray) -> None:
     write_text(path, "".join(text))
 
 
-def read_order(path: Path | str) -> FloatArray:
-    """Read a `.order`.
-
-    Returns
-    -------
-    ndarray
-        `(n, 1)` tilt angles in the order of acquisition, or the older `(n, 6)` table of view, order, dose,
-        the two defoci in Å and the astigmatism angle in degrees.
-
-    Raises
-    ------
-    MissingFileError, FileFormatError
-        When the file is missing, or a line is not 1 or 6 finite numbers.
-    """
-    return read_number_table(path, "emClarity order file", {1, 6})
-
-
 def read_points(path: Path | str) -> FloatArray:
     """Read the points of a model as text, `(n, 3)` xyz, as IMOD's `model2point` writes them.
 
@@ -140,12 +123,6 @@ def read_points(path: Path | str) -> FloatArray:
         When the file is missing, or a line is not 3 finite numbers.
     """
     return read_number_table(path, "point file", {3})
-
-
-def write_points(path: Path | str, points: npt.ArrayLike) -> None:
-    """Write `(n, 3)` points as `model2point -float` does."""
-    rows = np.asarray(points, dtype=float).reshape(-1, 3)
-    write_text(path, "".join(f"{x:12.2f}{y:12.2f}{z:12.2f}\n" for x, y, z in rows))
 
 
 def read_regions(path: Path | str) -> tuple[str, tuple[EmclarityRegion, ...]]:

@@ -171,11 +171,6 @@ def add_absorber(specimen: Specimen, absorber: Absorber) -> Specimen:
     return replace(specimen, absorbers=(*specimen.absorbers, absorber))
 
 
-def add_film(specimen: Specimen, film: Scatterers) -> Specimen:
-    """Return the specimen with one more film that radiation does not change."""
-    return replace(specimen, films=(*specimen.films, film))
-
-
 def arrange_copies(
     name: str,
     species: Species,
