@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from verglas.algo.simulation.scatterers import Scatterers
 from verglas.algo.simulation.specimen import Species, arrange_copies
-from verglas.algo.simulation.threads import map_threads
 from verglas.algo.simulation.tilt_series import expose
 from verglas.algo.simulation.views import Conditions, View
 from verglas.errors import UserError
 from verglas.model import Optics
+from verglas.runtime import map_threads
 
 
 def simulate_particles(
@@ -57,7 +57,7 @@ def simulate_particles(
     seed
         Chooses the noise, image by image.
     workers
-        Threads; none is all cores.
+        Threads; none is as many as torch may use.
 
     Returns
     -------

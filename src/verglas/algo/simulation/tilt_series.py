@@ -7,11 +7,11 @@ import torch
 from verglas.algo.simulation.detector import apply_mtf
 from verglas.algo.simulation.scatterers import FloatArray
 from verglas.algo.simulation.specimen import Specimen
-from verglas.algo.simulation.threads import map_threads
 from verglas.algo.simulation.views import Conditions, View, expect_view
 from verglas.errors import UserError
 from verglas.model import Optics, TiltSeries
 from verglas.ops.geometry import projection_matrices
+from verglas.runtime import map_threads
 
 
 def simulate_tilt_series(
@@ -35,7 +35,7 @@ def simulate_tilt_series(
     seed
         Chooses the noise. Each view has a stream of its own, so the result does not depend on `workers`.
     workers
-        Threads, one view each; none is all cores. Each takes about 0.3 GiB.
+        Threads, one view each; none is as many as torch may use. Each takes about 0.3 GiB.
 
     Returns
     -------
