@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from verglas.algo.ctf import spectra
-from verglas.algo.ctf.spectra import SECTORS, Band, measure_spectra
+from verglas.algo.ctf.spectra import measure_spectra
+from verglas.algo.ctf.tiles import SECTORS, Band
 from verglas.errors import UserError
 from verglas.model import ImageReference, Optics, TiltSeries
 
