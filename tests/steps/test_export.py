@@ -9,7 +9,8 @@ import torch
 
 from verglas.errors import UserError
 from verglas.io.dynamo import particles_from_dynamo, read_dynamo_table
-from verglas.io.emclarity import particles_from_emclarity, read_motives, read_regions, region_geometry
+from verglas.io.emclarity import read_regions, region_geometry
+from verglas.io.emclarity_motives import particles_from_emclarity, read_motives
 from verglas.io.mrc import read_mrc
 from verglas.io.relion_particles import read_particles, write_particles
 from verglas.io.relion_tilt_series import read_tilt_series

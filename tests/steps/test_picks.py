@@ -10,7 +10,7 @@ import torch
 
 from verglas.errors import UserError
 from verglas.io.cryosparc import write_cs
-from verglas.io.emclarity import particles_to_emclarity, write_motives
+from verglas.io.emclarity_motives import particles_to_emclarity, write_motives
 from verglas.io.imod_model import make_imod_model, write_imod_model
 from verglas.io.mrc import write_mrc
 from verglas.io.relion_particles import read_particles, write_particles

@@ -12,22 +12,22 @@ from scipy.spatial.transform import Rotation
 from verglas.errors import FileFormatError, UserError
 from verglas.io.emclarity import (
     EmclarityRegion,
-    evaluate,
-    particles_from_emclarity,
-    particles_to_emclarity,
     read_ctf_table,
-    read_motives,
-    read_parameters,
     read_points,
     read_regions,
     region_geometry,
     tilt_series_from_emclarity,
     tilt_series_to_emclarity,
     write_ctf_table,
-    write_motives,
-    write_parameters,
     write_regions,
 )
+from verglas.io.emclarity_motives import (
+    particles_from_emclarity,
+    particles_to_emclarity,
+    read_motives,
+    write_motives,
+)
+from verglas.io.emclarity_parameters import evaluate, read_parameters, write_parameters
 from verglas.io.imod import read_xf
 from verglas.io.imod_model import list_points, read_imod_model
 from verglas.model import Particles
