@@ -12,7 +12,7 @@ from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.relion_tilt_series import read_tilt_series, write_tilt_series
 from verglas.io.warp import read_warp_xml
 from verglas.model import ImageReference, Optics, TiltSeries
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 from verglas.steps.export_series import EXPORT_SERIES_STEP, ExportSeriesParams
 from verglas.steps.import_series import IMPORT_STEP, ImportParams
 from verglas.steps.step import RunOptions, run_step
@@ -26,8 +26,6 @@ FILES = {
     "emclarity": ("fixedStacks/ctf/{}_ali1_ctf.tlt", "fixedStacks"),
 }
 """Of each format what `import` is given, and the folder where it looks for the stack."""
-
-GEOMETRY = ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom", "magnification")
 
 
 def make_series(folder: Path, *, one_stack: bool = True, **changes) -> TiltSeries:
@@ -81,10 +79,6 @@ def bring_back(folder: Path, form: str, stack: Path | None) -> TiltSeries:
     return read_tilt_series(folder.parent / f"{form}_back/tilt_series.star")["TS_1"]
 
 
-def matrices(series: TiltSeries) -> torch.Tensor:
-    return projection_matrices(**{name: torch.tensor(np.array(getattr(series, name))) for name in GEOMETRY})
-
-
 @pytest.mark.parametrize("form", FILES)
 def test_a_series_comes_back_as_it_was(form, tmp_path):
     series = make_series(tmp_path / "raw")
@@ -96,7 +90,9 @@ def test_a_series_comes_back_as_it_was(form, tmp_path):
     back = bring_back(folder, form, tmp_path / "raw/TS_1.st")
     if form in ("aretomo", "emclarity"):  # they leave out views that are not used
         series = series.take(series.selected)
-    torch.testing.assert_close(matrices(back), matrices(series), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        series_matrices(back.geometry), series_matrices(series.geometry), atol=0.02, rtol=0
+    )
     assert [image.section for image in back.images] == [image.section for image in series.images]
     assert (back.selected == series.selected).all()
     assert back.hand == series.hand
@@ -118,7 +114,9 @@ def test_views_in_files_of_their_own_are_stacked_where_the_program_looks(form, t
     assert "were stacked in" in warnings[0]
     place = "tiltstack" if form == "warp" else "."
     back = bring_back(folder, form, folder / place if form == "warp" else None)
-    torch.testing.assert_close(matrices(back)[2], matrices(series)[2], atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        series_matrices(back.geometry)[2], series_matrices(series.geometry)[2], atol=0.02, rtol=0
+    )
     third = back.images[2]
     np.testing.assert_array_equal(read_mrc(third.path)[third.section], read_mrc(series.images[2].path)[0])
 

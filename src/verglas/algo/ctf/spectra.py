@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from verglas.algo.ctf.tiles import (
     SECTORS,
@@ -26,7 +25,7 @@ from verglas.algo.ctf.tiles import (
 )
 from verglas.errors import UserError
 from verglas.model import TiltSeries
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 from verglas.shapes import Image
 
 FloatArray = npt.NDArray[np.floating]
@@ -233,11 +232,6 @@ def _gather(
 
 def _depth_plane(series: TiltSeries, view: int) -> tuple[float, float, float]:
     """Height of the plane z = 0 at the image's centre, Å, and its slopes along x and y of the image."""
-    arguments = {
-        name: torch.tensor(getattr(series, name)[view : view + 1])
-        for name in ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom")
-    }
-    magnification = torch.tensor(series.magnification[view : view + 1])
-    matrix = projection_matrices(**arguments, magnification=magnification)[0].numpy()
+    matrix = series_matrices(series.take([view]).geometry)[0].numpy()
     slopes = matrix[2, :2] @ np.linalg.inv(matrix[:2, :2])
     return float(-slopes @ matrix[:2, 3]), float(slopes[0]), float(slopes[1])
