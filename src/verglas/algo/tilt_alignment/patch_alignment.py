@@ -171,7 +171,6 @@ def align_by_patches(
 def refine_by_patches(
     images: Sequence[Image],
     geometry: ViewGeometry,
-    levels: Sequence[Level] = LEVELS,
     *,
     rigid: bool = False,
 ) -> PatchAlignment:
@@ -183,14 +182,12 @@ def refine_by_patches(
         n good views `(y, x)`.
     geometry
         With shifts that err by less than a tenth of the field, and the tilts of the stage.
-    levels
-        From coarse to fine.
     rigid
         Keep the magnification of the views.
     """
     freedoms = tuple(dict.fromkeys(replace(f, scale=0) if rigid else f for f in FREEDOMS))
     state = _State(geometry, (0.0, 0.0), 0.0)
-    for level in levels:
+    for level in LEVELS:
         factor = max(1, round(max(images[0].shape) / level.side))
         views = [
             whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy())
