@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -346,6 +345,9 @@ def _convolve(values: Tensor, profile: Tensor, dims: int) -> Tensor:
             sums = pad(lines, (reach + 1, reach)).cumsum(-1)
             lines = profile[0] * (sums[..., 2 * reach + 1 :] - sums[..., :n])
         else:
+            # Loads for a fifth of a second, and few ask for this window.
+            from scipy.fft import next_fast_len
+
             size = next_fast_len(n + reach, real=True)
             kernel = torch.zeros(size, dtype=profile.dtype, device=profile.device)
             kernel.index_add_(0, torch.arange(-reach, reach + 1, device=profile.device) % size, profile)

@@ -36,7 +36,7 @@ from verglas.jobs import (
     to_json,
     write_json,
 )
-from verglas.runtime import available_cores, choose_device, reuse_memory, set_aside_objects
+from verglas.runtime import available_cores, choose_device, rest_collector, reuse_memory, set_aside_objects
 
 
 class Params(BaseModel):
@@ -274,7 +274,9 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
     options = options or RunOptions()
     started = time.perf_counter()
     _check_options(options)
-    items = _list_items(step, params)
+    with rest_collector():
+        # What reads the inputs brings pandas and most often torch with it.
+        items = _list_items(step, params)
     folder = JobFolder(Path(out))
     run = describe_run(
         device=options.device,
