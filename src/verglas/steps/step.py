@@ -36,7 +36,7 @@ from verglas.jobs import (
     to_json,
     write_json,
 )
-from verglas.runtime import available_cores, choose_device, rest_collector, reuse_memory, set_aside_objects
+from verglas.runtime import available_cores, choose_device, reuse_memory, set_aside_objects
 
 
 class Params(BaseModel):
@@ -248,6 +248,7 @@ class RunReport:
     summary: Summary | None = None
 
 
+@set_aside_objects()
 def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions | None = None) -> RunReport:
     """Run what is missing of `step` in the job folder `out`.
 
@@ -274,9 +275,7 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
     options = options or RunOptions()
     started = time.perf_counter()
     _check_options(options)
-    with rest_collector():
-        # What reads the inputs brings pandas and most often torch with it.
-        items = _list_items(step, params)
+    items = _list_items(step, params)
     folder = JobFolder(Path(out))
     run = describe_run(
         device=options.device,
@@ -284,10 +283,7 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
         threads=max(1, available_cores() // options.workers),
         shard=options.shard,
     )
-    with (
-        set_aside_objects(),
-        open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite),
-    ):
+    with open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite):
         mine = [items[name] for name in take_shard(list(items), options.shard)]
         pending, skipped = _sort_out(folder, mine)
         outcomes = _run_pending(step, params, folder, pending, run, quiet=options.quiet)
