@@ -1,8 +1,6 @@
 """The frame of the command line: commands loaded when called, errors in a sentence, exit status."""
 
-import atexit
 import errno
-import gc
 import os
 import sys
 import traceback
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from verglas import __version__
 from verglas.cli.registry import COMMANDS, FAMILIES, GROUPS, STEPS, WHOLE, PlainCommand, StepCommand
+from verglas.runtime import end_quickly
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -83,8 +82,7 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
 
     from verglas.errors import VerglasError
 
-    # As the process ends, Python would go through all objects of all libraries three times for garbage: a second.
-    atexit.register(gc.freeze)
+    end_quickly()
     try:
         return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
     except VerglasError as error:

@@ -13,7 +13,7 @@ from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_com
 
 from verglas.exec.outcome import WORKER_VARIABLE, Outcome, guard
 from verglas.exec.threads import limit_threads
-from verglas.runtime import search_young_objects
+from verglas.runtime import end_quickly, search_young_objects
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ class _Prepare(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         search_young_objects()
+        end_quickly()
         os.environ[WORKER_VARIABLE] = str(worker.name)
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -277,10 +277,12 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
     _check_options(options)
     items = _list_items(step, params)
     folder = JobFolder(Path(out))
+    # One item alone has no others to be kept from, and gets all cores without the seconds that processes start in.
+    workers = options.workers if len(items) > 1 else 1
     run = describe_run(
         device=options.device,
-        workers=options.workers,
-        threads=max(1, available_cores() // options.workers),
+        workers=workers,
+        threads=max(1, available_cores() // workers),
         shard=options.shard,
     )
     with open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite):
