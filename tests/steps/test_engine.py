@@ -16,6 +16,7 @@ import pytest
 from tests.steps.tiny import STEP, TinyParams
 from verglas import jobs
 from verglas.errors import JobLockedError, JobMismatchError, UserError
+from verglas.runtime import available_cores
 from verglas.steps.step import Item, RunOptions, Step, run_step
 
 QUIET = RunOptions(quiet=True)
@@ -81,6 +82,13 @@ def test_second_run_does_nothing(numbers, tmp_path):
     assert report.skipped == ("T_01", "T_02", "T_03", "T_04")
     assert before == {path: path.stat().st_mtime_ns for path in (out / "sums").iterdir()}
     assert len(jobs.read_job(out / "job.json").runs) == 2
+
+
+def test_one_item_gets_all_cores_and_no_process_of_its_own(tmp_path):
+    params = TinyParams(input=write_numbers(tmp_path / "numbers", 1))
+    run_step(STEP, params, tmp_path / "out", options=RunOptions(workers=2, quiet=True))
+    (run,) = jobs.read_job(tmp_path / "out/job.json").runs
+    assert (run.workers, run.threads) == (1, available_cores())
 
 
 @pytest.mark.parametrize("damage", ["gone", "short"])

@@ -1,6 +1,9 @@
 """`subtract` beside `relion_particle_subtract`, on particles whose projections and transfer functions RELION made."""
 
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -51,7 +54,7 @@ def run(quick: bool) -> Iterator[Figure]:
 def _compare(case: Case, error: float) -> Iterator[Figure]:
     name = f"{error:g}deg"
     prepare_relion(case)
-    seconds, peers = _time_in_turn(case, 1 if error else _ROUNDS)
+    seconds, cold, peers = _time_in_turn(case, 1 if error else _ROUNDS)
     relion = min(peers, key=peers.__getitem__)
     relion_seconds = peers[relion]
     before = read_mrc(case.folder / "particles.mrcs")
@@ -101,24 +104,47 @@ def _compare(case: Case, error: float) -> Iterator[Figure]:
             peer_value=count / relion_seconds,
             ratio=relion_seconds / seconds,
         )
+        yield Figure(
+            "subtract.cold_seconds",
+            cold,
+            f"s from typing the command to its end, {count} particles: as the rate, and Python and all libraries are "
+            "loaded anew, from files in the system's cache",
+            peer=relion,
+            peer_value=relion_seconds,
+            ratio=relion_seconds / cold,
+        )
 
 
-def _time_in_turn(case: Case, rounds: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of our step and, by name, of RELION's program with one process and with one rank a core."""
+def _time_in_turn(case: Case, rounds: int) -> tuple[float, float, dict[str, float]]:
+    """Median seconds of our step, of our command, and by name of RELION's program in one process and with ranks."""
     ours: list[float] = []
+    commands: list[float] = []
     peers: dict[str, list[float]] = {}
     ranks = f"relion_particle_subtract_mpi, {available_cores()} ranks"
     for _ in range(rounds):
-        for folder in ("sub", "relion", "ranks"):
+        for folder in ("sub", "command", "relion", "ranks"):
             shutil.rmtree(case.folder / folder, ignore_errors=True)
         started = time.perf_counter()
         _subtract(case)
         ours.append(time.perf_counter() - started)
+        commands.append(_run_command(case))
         peers.setdefault("relion_particle_subtract, one process", []).append(subtract_with_relion(case))
         taken = subtract_with_ranks(case)
         if taken is not None:
             peers.setdefault(ranks, []).append(taken)
-    return float(np.median(ours)), {name: float(np.median(taken)) for name, taken in peers.items()}
+    medians = {name: float(np.median(taken)) for name, taken in peers.items()}
+    return float(np.median(ours)), float(np.median(commands)), medians
+
+
+def _run_command(case: Case) -> float:
+    """Subtract as the user does, by the command in a process of its own, and return its seconds."""
+    command = [sys.executable, "-m", "verglas", "subtract", "particles.star", "--map", "map.mrc"]
+    command += ["--remove", "remove.mrc", "--out", "command", "--device", "cpu", "--quiet"]
+    # Where the package is installed, its modules are compiled once, whatever this process was told.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    started = time.perf_counter()
+    subprocess.run(command, cwd=case.folder, env=environment, check=True)
+    return time.perf_counter() - started
 
 
 def _share(first: npt.NDArray[Any], second: npt.NDArray[Any], whole: npt.NDArray[Any]) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from verglas import __version__
 from verglas.cli.registry import COMMANDS, FAMILIES, GROUPS, STEPS, WHOLE, PlainCommand, StepCommand
+from verglas.runtime import end_quickly
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -81,6 +82,7 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
 
     from verglas.errors import VerglasError
 
+    end_quickly()
     try:
         return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
     except VerglasError as error:

@@ -13,6 +13,7 @@ from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_com
 
 from verglas.exec.outcome import WORKER_VARIABLE, Outcome, guard
 from verglas.exec.threads import limit_threads
+from verglas.runtime import end_quickly, search_young_objects
 
 T = TypeVar("T")
 
@@ -23,9 +24,11 @@ _KILLED = (
 
 
 class _Prepare(WorkerPlugin):
-    """Tell a worker its number, and leave Ctrl-C to the process that the user sees."""
+    """Tell a worker its number, keep it from waste, and leave Ctrl-C to the process that the user sees."""
 
     def setup(self, worker: Any) -> None:
+        search_young_objects()
+        end_quickly()
         os.environ[WORKER_VARIABLE] = str(worker.name)
         with suppress(ValueError):  # not in the main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.spatial.transform import Rotation
 
 from verglas.errors import FileFormatError, UserError
 from verglas.files import check_exists, check_inside, check_name
@@ -378,6 +377,9 @@ def _decompose(
     They take pixels counted from the volume's corner to pixels counted from the image's corner. The volume's
     centre is at half its size, as in RELION 5's centred coordinates.
     """
+    # As long to load as all the rest that reads a table, and only files of RELION 4 need it.
+    from scipy.spatial.transform import Rotation
+
     rotations = matrices[:, :, :3]
     deviation = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
     bad = np.flatnonzero((deviation > 1e-3) | (np.linalg.det(rotations) < 0))

@@ -248,6 +248,7 @@ class RunReport:
     summary: Summary | None = None
 
 
+@set_aside_objects()
 def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions | None = None) -> RunReport:
     """Run what is missing of `step` in the job folder `out`.
 
@@ -276,16 +277,15 @@ def run_step(step: Step[P], params: P, out: Path | str, *, options: RunOptions |
     _check_options(options)
     items = _list_items(step, params)
     folder = JobFolder(Path(out))
+    # One item alone has no others to be kept from, and gets all cores without the seconds that processes start in.
+    workers = options.workers if len(items) > 1 else 1
     run = describe_run(
         device=options.device,
-        workers=options.workers,
-        threads=max(1, available_cores() // options.workers),
+        workers=workers,
+        threads=max(1, available_cores() // workers),
         shard=options.shard,
     )
-    with (
-        set_aside_objects(),
-        open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite),
-    ):
+    with open_job(folder, _describe_job(step, params, items), run, overwrite=options.overwrite):
         mine = [items[name] for name in take_shard(list(items), options.shard)]
         pending, skipped = _sort_out(folder, mine)
         outcomes = _run_pending(step, params, folder, pending, run, quiet=options.quiet)

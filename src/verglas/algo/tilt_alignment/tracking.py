@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial import cKDTree
-from scipy.stats import poisson
 
 from verglas.algo.tilt_alignment.bundle import Freedom, fit_bundle
 from verglas.algo.tilt_alignment.coarse import order_outward
@@ -160,6 +159,9 @@ def vote_offset(expected: FloatArray, found: FloatArray, gate_px: float, search_
     if not len(steps) or votes >= max(_FEWEST_VOTES, min(len(expected), len(found)) / 2):
         return offset
     longest = float(np.linalg.norm(steps, axis=1).max())
+    # Loads for a third of a second, and most series need no look so far.
+    from scipy.stats import poisson
+
     far, more = _count_votes(steps, gate_px, longest)
     crowd = len(steps) * gate_px**2 / max(longest, gate_px) ** 2
     by_chance = 1 + float(poisson.isf(_CHANCE / len(steps), crowd))
