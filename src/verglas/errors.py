@@ -5,6 +5,8 @@ Any other exception is a bug and keeps its traceback. The classes also subclass 
 caller of the API would expect.
 """
 
+import errno
+
 
 class VerglasError(Exception):
     """Root of all errors raised on purpose by verglas."""
@@ -35,3 +37,16 @@ class JobLockedError(UserError):
 
 class OutOfMemoryError(VerglasError, MemoryError):
     """Work that does not fit in memory even in its smallest batch."""
+
+
+# What the machine refuses is for the user to mend, not a bug.
+_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def tell_refusal(error: OSError) -> str:
+    """One sentence on what the user can mend of what the system refused; empty when it is a bug."""
+    if error.errno == errno.EISDIR:
+        return f"{str(error.filename2 or error.filename)!r} is a folder; expected a file"
+    if error.errno == errno.ENOTDIR:
+        return f"{str(error.filename)!r} leads through a file; expected folders up to its last name"
+    return f"{error.strerror}: {str(error.filename)!r}" if error.errno in _REFUSED else ""

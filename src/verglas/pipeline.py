@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verglas.errors import FileFormatError, UserError
-from verglas.files import check_exists, check_name
+from verglas.files import check_file, check_name
 from verglas.steps.step import Params, RunOptions, RunReport, Step, run_step
 
 MakeParams = Callable[[type[Params], Mapping[str, Any]], Params]
@@ -77,7 +77,7 @@ def read_pipeline(
         name, or a file that no job makes is missing.
     """
     try:
-        content = tomllib.loads(check_exists(path, "pipeline").read_text())
+        content = tomllib.loads(check_file(path, "pipeline").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{str(path)!r} is no TOML: {error}") from error
     out = out.absolute()

@@ -1,6 +1,5 @@
 """The frame of the command line: commands loaded when called, errors in a sentence, exit status."""
 
-import errno
 import os
 import sys
 import traceback
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USER_ERROR, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 """Exit status: all is well; some items failed; the user can mend it; a bug; Ctrl-C."""
-
-# What the machine refuses is for the user to mend, not a bug.
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def build_app(steps: Sequence[StepCommand] = STEPS, commands: Sequence[PlainCommand] = COMMANDS) -> "App":
@@ -79,7 +75,7 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
     """
     from cyclopts import CycloptsError
 
-    from verglas.errors import VerglasError
+    from verglas.errors import VerglasError, tell_refusal
 
     try:
         return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
@@ -88,9 +84,7 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
     except CycloptsError as error:
         return _tell(str(error), USER_ERROR)
     except OSError as error:
-        if error.errno in _MENDABLE:
-            return _tell(f"{error.strerror}: {error.filename!r}", USER_ERROR)
-        return _tell_bug()
+        return _tell(told, USER_ERROR) if (told := tell_refusal(error)) else _tell_bug()
     except KeyboardInterrupt:
         return _tell("interrupted; run the same command again to continue", INTERRUPTED)
     except Exception as error:

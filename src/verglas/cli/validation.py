@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from verglas.errors import FileFormatError, UserError
-from verglas.files import check_exists
+from verglas.files import check_file
 from verglas.steps.step import Params
 
 P = TypeVar("P", bound=Params)
@@ -40,7 +40,7 @@ def build_params(model: type[P], flags: Mapping[str, Any], file: Path | None) ->
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
-    check_exists(file, "parameter file")
+    check_file(file, "parameter file")
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

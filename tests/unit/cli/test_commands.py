@@ -260,3 +260,18 @@ def test_exit_status_tells_what_the_user_can_mend(
     done: tuple[str, ...], failed: dict[str, str], bugs: tuple[str, ...], status: int
 ) -> None:
     assert exit_status(RunReport(done, (), failed, 1.0, bugs)) == status
+
+
+def test_a_folder_in_place_of_a_file_is_told(tmp_path, capsys):
+    for tokens in (
+        ("run", tmp_path, "--out", tmp_path / "out"),
+        ("report", tmp_path / "job", "--out", tmp_path),
+    ):
+        if tokens[0] == "report":
+            (tmp_path / "numbers").mkdir()
+            (tmp_path / "numbers/T_1.txt").write_text("1")
+            assert call("tiny", tmp_path / "numbers", "--out", tmp_path / "job", "--quiet") == 0
+        assert call(*tokens) == 2
+        told = capsys.readouterr().err
+        assert f"{str(tmp_path)!r} is a folder; expected a file" in told
+        assert "Traceback" not in told
