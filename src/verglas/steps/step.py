@@ -124,6 +124,13 @@ class Value:
     unit: str = ""
     meaning: str = ""
 
+    def __post_init__(self) -> None:
+        if self.value in {"none", "unknown"}:
+            object.__setattr__(self, "unit", "")
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.unit}".rstrip()
+
 
 @dataclass(frozen=True)
 class Summary:

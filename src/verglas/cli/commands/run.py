@@ -53,12 +53,13 @@ def load_step(name: str) -> "Step[Any]":
 
 def tell(job: "Job", report: "RunReport") -> None:
     """Say what a job found."""
+    from verglas.cli.step_command import list_findings
     from verglas.exec import format_duration
 
     done = f"done in {format_duration(report.seconds)}" if report.done else "done before"
     lines = [f"{job.name}: {done if report.summary else 'failed'}"]
     if report.summary:
-        lines += [f"  {name}: {one.value} {one.unit}".rstrip() for name, one in report.summary.values.items()]
+        lines += list_findings(report.summary)
     print("\n".join(lines), file=sys.stderr, flush=True)
     tell_failures(job, report)
 
