@@ -6,6 +6,7 @@ caller of the API would expect.
 """
 
 import errno
+from collections.abc import Iterable
 
 
 class VerglasError(Exception):
@@ -41,6 +42,14 @@ class OutOfMemoryError(VerglasError, MemoryError):
 
 # What the machine refuses is for the user to mend, not a bug.
 _REFUSED = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def tell_nearest(name: str, known: Iterable[str]) -> str:
+    """Ask at the end of a sentence for one of the known names that is like `name`; empty when none is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def tell_refusal(error: OSError) -> str:

@@ -1,9 +1,12 @@
 """The frame of the command line: commands loaded when called, errors in a sentence, exit status."""
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from verglas import __version__
@@ -78,7 +81,8 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
     from verglas.errors import VerglasError, tell_refusal
 
     try:
-        return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
+        with _keep_interrupts():
+            return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
     except VerglasError as error:
         return _tell(str(error), USER_ERROR)
     except CycloptsError as error:
@@ -93,6 +97,27 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
         if told := describe_validation_error(error):
             return _tell(told, USER_ERROR)
         return _tell_bug()
+
+
+@contextmanager
+def _keep_interrupts() -> Iterator[None]:
+    """See to it that Ctrl-C ends the run also where Python cannot raise it: in callbacks of numba's compiler."""
+    before = sys.unraisablehook
+
+    def tell(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        # Raised here it would be lost again; by then the callback is through.
+        later = Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _tell(sentence: str, status: int) -> int:

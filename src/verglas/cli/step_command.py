@@ -157,7 +157,9 @@ def _list_failures(report: RunReport) -> list[str]:
 
 
 def _cut(lines: list[str], more: str) -> list[str]:
-    return lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], more.format(len(lines) - _MOST_LINES)]
+    return (
+        lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], more.format(len(lines) - _MOST_LINES)]
+    )
 
 
 def _print_lines(lines: list[str]) -> None:

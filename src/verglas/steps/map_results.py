@@ -72,7 +72,7 @@ def _read_tiff_volume(path: Path, voxel: float | None) -> tuple[FloatArray, floa
     movie = open_movie(path)
     voxel = voxel or movie.pixel_size_angstrom
     if not voxel:
-        raise UserError(f"{str(path)!r} tells no voxel size; expected one in Å to be given")
+        raise UserError(f"{str(path)!r} tells no voxel size; expected one in Å, as `pixel_size`")
     return np.asarray(movie.frames(), dtype=np.float32), voxel
 
 

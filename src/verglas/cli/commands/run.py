@@ -43,11 +43,12 @@ def load_step(name: str) -> "Step[Any]":
     """Find the step that a command runs, or raise a `UserError`."""
     from verglas.cli.registry import STEPS
     from verglas.cli.step_command import load_step
-    from verglas.errors import UserError
+    from verglas.errors import UserError, tell_nearest
 
     paths = {command.name: command.step for command in STEPS}
     if name not in paths:
-        raise UserError(f"there is no step {name!r}; expected one of {', '.join(paths)}")
+        asked = tell_nearest(name, paths)
+        raise UserError(f"there is no step {name!r}{asked or '; expected one of ' + ', '.join(paths)}")
     return load_step(paths[name])
 
 
