@@ -10,11 +10,11 @@ import gc
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from verglas.errors import FileFormatError, UserError
+from verglas.errors import FileFormatError, JobMismatchError, UserError
 from verglas.files import check_file, check_name
 from verglas.steps.step import Params, RunOptions, RunReport, Step, run_step
 
@@ -106,7 +106,11 @@ def read_pipeline(
 
 
 def run_pipeline(
-    jobs: list[Job], options: RunOptions, tell: Callable[[Job, RunReport], None]
+    jobs: list[Job],
+    options: RunOptions,
+    tell: Callable[[Job, RunReport], None],
+    *,
+    renew: bool = False,
 ) -> tuple[list[Job], bool]:
     """Run what is missing of each job.
 
@@ -120,6 +124,8 @@ def run_pipeline(
         How each is run.
     tell
         Called when a job is through.
+    renew
+        Do jobs again whose folder holds the result of other parameters or inputs, instead of refusing.
 
     Returns
     -------
@@ -128,7 +134,12 @@ def run_pipeline(
     """
     failed = False
     for number, job in enumerate(jobs, 1):
-        report = run_step(job.step, job.params, job.folder, options=options)
+        try:
+            report = run_step(job.step, job.params, job.folder, options=options)
+        except JobMismatchError:
+            if not renew:
+                raise
+            report = run_step(job.step, job.params, job.folder, options=replace(options, overwrite=True))
         tell(job, report)
         # What a job left in cycles may be large.
         gc.collect()

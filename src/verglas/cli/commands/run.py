@@ -18,6 +18,9 @@ def run(
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, Parameter(help="Items done at the same time, each in its own process.")] = 1,
     check: Annotated[bool, Parameter(help="Only check the file, and list its jobs.", negative="")] = False,
+    overwrite: Annotated[
+        bool, Parameter(help="Do again the jobs whose parameters or inputs have changed.", negative="")
+    ] = False,
     quiet: Annotated[bool, Parameter(help="Show no progress.", negative="")] = False,
 ) -> int:
     """Run the jobs of a file one after the other, and write one report of all.
@@ -34,7 +37,7 @@ def run(
         print("\n".join(f"{job.name}: {job.step.name}" for job in jobs))
         return 0
     options = RunOptions(device=device, workers=workers, quiet=quiet)
-    ran, failed = run_pipeline(jobs, options, tell_failures if quiet else tell)
+    ran, failed = run_pipeline(jobs, options, tell_failures if quiet else tell, renew=overwrite)
     print(write_report([job.folder for job in ran], out / "report.html"))
     return int(failed)
 
