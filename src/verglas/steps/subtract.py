@@ -95,7 +95,7 @@ class SubtractParams(Params):
     def _check_choices(self) -> Self:
         if (self.keep is None) == (self.remove is None):
             raise ValueError(
-                f"expected one mask, as `keep` or as `remove`; got {'none' if self.keep is None else 'both'}"
+                f"expected one of `keep` and `remove`; got {'none' if self.keep is None else 'both'}"
             )
         halves = (self.half1 is not None) + (self.half2 is not None)
         if halves == 1 or (halves == 2) == (self.map is not None):
