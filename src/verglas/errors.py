@@ -5,6 +5,9 @@ Any other exception is a bug and keeps its traceback. The classes also subclass 
 caller of the API would expect.
 """
 
+import errno
+from collections.abc import Iterable
+
 
 class VerglasError(Exception):
     """Root of all errors raised on purpose by verglas."""
@@ -35,3 +38,24 @@ class JobLockedError(UserError):
 
 class OutOfMemoryError(VerglasError, MemoryError):
     """Work that does not fit in memory even in its smallest batch."""
+
+
+# What the machine refuses is for the user to mend, not a bug.
+_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG}
+
+
+def tell_nearest(name: str, known: Iterable[str]) -> str:
+    """Ask at the end of a sentence for one of the known names that is like `name`; empty when none is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def tell_refusal(error: OSError) -> str:
+    """One sentence on what the user can mend of what the system refused; empty when it is a bug."""
+    if error.errno == errno.EISDIR:
+        return f"{str(error.filename2 or error.filename)!r} is a folder; expected a file"
+    if error.errno == errno.ENOTDIR:
+        return f"{str(error.filename)!r} leads through a file; expected folders up to its last name"
+    return f"{error.strerror}: {str(error.filename)!r}" if error.errno in _REFUSED else ""

@@ -68,8 +68,8 @@ def check_name(name: str, what: str = "name") -> str:
     """
     if not _NAME.fullmatch(name) or len(name) > 200:
         raise UserError(
-            f"`{what}` must be up to 200 letters, digits and any of . _ + = @ % , - not starting with a dot; "
-            f"got {name!r}"
+            f"the {what} {name!r} cannot name files; expected up to 200 of the letters a to z, digits and "
+            "any of . _ + = @ % , - not starting with a dot"
         )
     return name
 
@@ -100,4 +100,20 @@ def check_exists(path: Path | str, what: str = "file") -> Path:
     path = Path(path)
     if not path.exists():
         raise MissingFileError(f"{what} {str(path)!r} does not exist")
+    return path
+
+
+def check_file(path: Path | str, what: str = "file") -> Path:
+    """Return `path` when it is a file.
+
+    Raises
+    ------
+    MissingFileError
+        When there is nothing.
+    UserError
+        When it is a folder.
+    """
+    path = check_exists(path, what)
+    if path.is_dir():
+        raise UserError(f"{what} {str(path)!r} is a folder; expected a file")
     return path

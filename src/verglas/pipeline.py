@@ -10,12 +10,12 @@ import gc
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from verglas.errors import FileFormatError, UserError
-from verglas.files import check_exists, check_name
+from verglas.errors import FileFormatError, JobMismatchError, UserError
+from verglas.files import check_file, check_name
 from verglas.steps.step import Params, RunOptions, RunReport, Step, run_step
 
 MakeParams = Callable[[type[Params], Mapping[str, Any]], Params]
@@ -77,7 +77,7 @@ def read_pipeline(
         name, or a file that no job makes is missing.
     """
     try:
-        content = tomllib.loads(check_exists(path, "pipeline").read_text())
+        content = tomllib.loads(check_file(path, "pipeline").read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{str(path)!r} is no TOML: {error}") from error
     out = out.absolute()
@@ -106,7 +106,11 @@ def read_pipeline(
 
 
 def run_pipeline(
-    jobs: list[Job], options: RunOptions, tell: Callable[[Job, RunReport], None]
+    jobs: list[Job],
+    options: RunOptions,
+    tell: Callable[[Job, RunReport], None],
+    *,
+    renew: bool = False,
 ) -> tuple[list[Job], bool]:
     """Run what is missing of each job.
 
@@ -120,6 +124,8 @@ def run_pipeline(
         How each is run.
     tell
         Called when a job is through.
+    renew
+        Do jobs again whose folder holds the result of other parameters or inputs, instead of refusing.
 
     Returns
     -------
@@ -128,7 +134,12 @@ def run_pipeline(
     """
     failed = False
     for number, job in enumerate(jobs, 1):
-        report = run_step(job.step, job.params, job.folder, options=options)
+        try:
+            report = run_step(job.step, job.params, job.folder, options=options)
+        except JobMismatchError:
+            if not renew:
+                raise
+            report = run_step(job.step, job.params, job.folder, options=replace(options, overwrite=True))
         tell(job, report)
         # What a job left in cycles may be large.
         gc.collect()

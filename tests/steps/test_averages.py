@@ -365,6 +365,7 @@ def test_rescoring_is_done_against_the_other_half_and_moves_nothing(simulation, 
     ("changes", "words"),
     [
         ({"box": 20}, "expected at least 375 Å"),
+        ({"particle_radius": 1e5}, "is 7142.86 pixels of 14 Å; expected from 1.5 to 256"),
         ({"symmetry": "C0"}, "C0"),
     ],
 )
@@ -421,6 +422,9 @@ def test_duplicates_poor_scores_and_the_best(start, tmp_path):
     run_step(PARTICLES_STEP, params, tmp_path / "out", options=QUIET)
     kept = read_particles(tmp_path / "out/particles.star")
     np.testing.assert_allclose(sorted(kept.score), np.arange(len(table) - 5, len(table)) + 0.5)
+    double = ParticlesParams(particles=(tmp_path / "a.star", tmp_path / "a.star"))
+    told = run_step(PARTICLES_STEP, double, tmp_path / "double", options=QUIET).summary.warnings
+    assert told[0].startswith(f"{len(table)} of {2 * len(table)} particles lie within 1 Å of another")
 
 
 def test_of_near_ones_the_best_stays(start):

@@ -191,6 +191,21 @@ def test_other_parameters_are_refused(numbers, tmp_path):
     assert results(out) == before
 
 
+def test_a_job_of_which_all_failed_does_not_stand_in_the_way(numbers, tmp_path):
+    out = tmp_path / "out"
+    for path in numbers.glob("*.txt"):
+        path.write_text("words")
+    assert run_step(STEP, TinyParams(input=numbers), out, options=QUIET).done == ()
+    (numbers / "T_01.txt").write_text("1 2")
+    other = TinyParams(input=numbers, scale=3)
+    with pytest.raises(JobMismatchError, match="scale"):
+        run_step(STEP, other, out, options=RunOptions(quiet=True, shard=(1, 2)))
+    assert run_step(STEP, other, out, options=QUIET).done == ("T_01",)
+    # Now there is something to lose.
+    with pytest.raises(JobMismatchError, match="scale"):
+        run_step(STEP, TinyParams(input=numbers, scale=4), out, options=QUIET)
+
+
 def test_other_inputs_are_refused(numbers, tmp_path):
     out = tmp_path / "out"
     run_step(STEP, TinyParams(input=numbers), out, options=QUIET)
@@ -384,7 +399,11 @@ def test_bad_items_are_refused(numbers, tmp_path):
         items = [Item(name, None) for name in names]
         return Step("x", TinyParams, lambda _: items, STEP.run_item, STEP.summarise, STEP.estimate)
 
-    for names, message in (((), "nothing to do"), (("A", "A"), "'A' twice"), (("../A",), r"got '\.\./A'")):
+    for names, message in (
+        ((), "nothing to do"),
+        (("A", "A"), "'A' twice"),
+        (("../A",), r"input '\.\./A' cannot name files"),
+    ):
         with pytest.raises(UserError, match=message):
             run_step(step(*names), TinyParams(input=numbers), tmp_path / "out", options=QUIET)
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import pytest
 from tests.steps.tiny import STEP
 from verglas.cli.app import main
 from verglas.cli.validation import build_params
-from verglas.errors import UserError
+from verglas.errors import JobMismatchError, UserError
 from verglas.pipeline import read_pipeline, run_pipeline
 from verglas.steps.step import RunOptions
 
@@ -72,6 +72,21 @@ def test_what_is_done_is_not_done_again(numbers):
     told.clear()
     run_pipeline(read(numbers, CHAIN), QUIET, lambda job, report: told.append((job.name, report.done)))
     assert [done for _, done in told] == [(), (), ()]
+
+
+def test_changed_jobs_are_refused_or_done_again_when_asked(numbers):
+    run_pipeline(read(numbers, CHAIN), QUIET, lambda *_: None)
+    changed = CHAIN.replace("scale = 2", "scale = 3")
+    with pytest.raises(JobMismatchError, match=r"more_01.*`scale` = 2\.0, and it is 3\.0 now"):
+        run_pipeline(read(numbers, changed), QUIET, lambda *_: None)
+    done = []
+    run_pipeline(
+        read(numbers, changed),
+        QUIET,
+        lambda job, report: done.append((job.name, len(report.done))),
+        renew=True,
+    )
+    assert done == [("tiny", 0), ("more_01", 2), ("more_02", 2)]
 
 
 def test_a_name_stands_for_the_latest_folder(numbers):

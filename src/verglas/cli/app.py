@@ -1,10 +1,12 @@
 """The frame of the command line: commands loaded when called, errors in a sentence, exit status."""
 
-import errno
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from verglas import __version__
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USER_ERROR, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 """Exit status: all is well; some items failed; the user can mend it; a bug; Ctrl-C."""
-
-# What the machine refuses is for the user to mend, not a bug.
-_MENDABLE = {errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def build_app(steps: Sequence[StepCommand] = STEPS, commands: Sequence[PlainCommand] = COMMANDS) -> "App":
@@ -80,19 +79,18 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
     """
     from cyclopts import CycloptsError
 
-    from verglas.errors import VerglasError
+    from verglas.errors import VerglasError, tell_refusal
 
     end_quickly()
     try:
-        return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
+        with _keep_interrupts():
+            return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
     except VerglasError as error:
         return _tell(str(error), USER_ERROR)
     except CycloptsError as error:
         return _tell(str(error), USER_ERROR)
     except OSError as error:
-        if error.errno in _MENDABLE:
-            return _tell(f"{error.strerror}: {error.filename!r}", USER_ERROR)
-        return _tell_bug()
+        return _tell(told, USER_ERROR) if (told := tell_refusal(error)) else _tell_bug()
     except KeyboardInterrupt:
         return _tell("interrupted; run the same command again to continue", INTERRUPTED)
     except Exception as error:
@@ -101,6 +99,27 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
         if told := describe_validation_error(error):
             return _tell(told, USER_ERROR)
         return _tell_bug()
+
+
+@contextmanager
+def _keep_interrupts() -> Iterator[None]:
+    """See to it that Ctrl-C ends the run also where Python cannot raise it: in callbacks of numba's compiler."""
+    before = sys.unraisablehook
+
+    def tell(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            before(unraisable)
+            return
+        # Raised here it would be lost again; by then the callback is through.
+        later = Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+        later.daemon = True
+        later.start()
+
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _tell(sentence: str, status: int) -> int:

@@ -16,9 +16,10 @@ from cyclopts import Group, Parameter
 from verglas.cli.validation import build_params
 from verglas.errors import UserError
 from verglas.exec import format_duration
-from verglas.steps.step import P, RunOptions, RunReport, Step, run_step
+from verglas.steps.step import P, RunOptions, RunReport, Step, Summary, run_step
 
 _RUNNING = Group("Running", sort_key=1)
+_MOST_LINES = 20
 
 Command = Callable[..., int]
 
@@ -131,18 +132,34 @@ def _tell(name: str, report: RunReport, page: Path) -> None:
         f"in {format_duration(report.seconds)}"
     ]
     if report.summary:
-        lines += [f"  {name}: {one.value} {one.unit}".rstrip() for name, one in report.summary.values.items()]
+        lines += list_findings(report.summary)
     _print_lines([*lines, *_list_failures(report), f"report: {page}"])
+
+
+def list_findings(summary: Summary) -> list[str]:
+    """Lines on what a job found, and on what it warns of."""
+    return [
+        *(f"  {name}: {one}" for name, one in summary.values.items()),
+        *_cut([f"  warning: {text}" for text in summary.warnings], "  and {} more warnings in the report"),
+    ]
 
 
 def _list_failures(report: RunReport) -> list[str]:
     if not report.failed:
         return []
     total = len(report.done) + len(report.skipped) + len(report.failed)
+    told = [f"  {name}: {error}" for name, error in report.failed.items()]
+    names = _cut(list(report.failed), "{} more")
     return [
-        f"{len(report.failed)} of {total} items failed: {', '.join(report.failed)}",
-        *(f"  {name}: {error}" for name, error in report.failed.items()),
+        f"{len(report.failed)} of {total} items failed: {', '.join(names)}",
+        *_cut(told, "  and {} more, in log.txt"),
     ]
+
+
+def _cut(lines: list[str], more: str) -> list[str]:
+    return (
+        lines if len(lines) <= _MOST_LINES else [*lines[:_MOST_LINES], more.format(len(lines) - _MOST_LINES)]
+    )
 
 
 def _print_lines(lines: list[str]) -> None:

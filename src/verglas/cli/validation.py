@@ -1,15 +1,15 @@
 """Parameters from flags and files, and what is wrong with them in a sentence."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from verglas.errors import FileFormatError, UserError
-from verglas.files import check_exists
+from verglas.errors import FileFormatError, UserError, tell_nearest
+from verglas.files import check_file
 from verglas.steps.step import Params
 
 P = TypeVar("P", bound=Params)
@@ -36,11 +36,11 @@ def build_params(model: type[P], flags: Mapping[str, Any], file: Path | None) ->
     try:
         return model(**{**values, **flags})
     except ValidationError as error:
-        raise UserError(describe_validation_error(error)) from error
+        raise UserError(describe_validation_error(error, model.model_fields)) from error
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
-    check_exists(file, "parameter file")
+    check_file(file, "parameter file")
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -48,19 +48,19 @@ def _read_toml(file: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in data.items()}
 
 
-def describe_validation_error(error: Exception) -> str:
-    """One sentence on what pydantic found wrong; empty when it was not pydantic."""
+def describe_validation_error(error: Exception, known: Iterable[str] = ()) -> str:
+    """One sentence on what pydantic found wrong, with the nearest `known` name; empty when it was not pydantic."""
     if not isinstance(error, ValidationError):
         return ""
-    return "; ".join(map(_describe, error.errors(include_url=False)))
+    return "; ".join(_describe(detail, known) for detail in error.errors(include_url=False))
 
 
-def _describe(detail: ErrorDetails) -> str:
+def _describe(detail: ErrorDetails, known: Iterable[str]) -> str:
     name = "`" + ".".join(map(str, detail["loc"])) + "`"
     if detail["type"] == "missing":
         return f"{name} is required"
     if detail["type"] == "extra_forbidden":
-        return f"{name} is not one of the parameters"
+        return f"{name} is not one of the parameters{tell_nearest(name.strip('`'), known)}"
     if detail["type"] in {"value_error", "assertion_error"}:
         return str(detail["ctx"]["error"])
     told = detail["msg"].removeprefix("Input ").replace("should be", "must be")

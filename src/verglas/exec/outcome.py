@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from verglas.errors import VerglasError
+from verglas.errors import VerglasError, tell_refusal
 
 T = TypeVar("T")
 
@@ -60,6 +60,8 @@ def _tell(error: Exception) -> str | None:
     """Say what the user can mend; None for a bug."""
     if isinstance(error, VerglasError):
         return str(error) or type(error).__name__
+    if isinstance(error, OSError) and (told := tell_refusal(error)):
+        return told
     # On the CPU torch tells of a lack of memory in a plain RuntimeError.
     is_torchs = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     if isinstance(error, MemoryError) or is_torchs or type(error).__name__ == "OutOfMemoryError":

@@ -225,7 +225,7 @@ def draw_half_correlation(
         axes.set_xlim(0, frequency[-1])
         axes.set_ylim(-0.1, 1.02)
         ticks = np.linspace(0, frequency[-1], 6)[1:]
-        axes.set_xticks(ticks, [f"1/{1 / tick:.1f}" for tick in ticks])
+        axes.set_xticks(ticks, [f"1/{1 / tick:.3g}" for tick in ticks])
         axes.set_xlabel("spatial frequency, 1/Å")
         axes.set_ylabel("correlation of the half maps")
         axes.set_title(title)

@@ -12,6 +12,7 @@ from verglas.figures.style import COLOURS, LINE, MUTED, house_style, make_figure
 
 FloatArray = npt.NDArray[np.floating]
 
+_FLAT_ANGSTROM = 10.0
 _RESOLUTIONS = (30, 20, 15, 12, 10, 8, 7, 6, 5, 4, 3.5, 3, 2.5, 2)
 
 
@@ -84,7 +85,7 @@ def draw_rings(
         upper.semilogy(frequency, curves["power"] / scale, linewidth=1.2, label="average spectrum")
         upper.semilogy(frequency, curves["background"] / scale, linewidth=1.2, label="background")
         for axis in (upper.yaxis.set_major_formatter, upper.yaxis.set_minor_formatter):
-            axis(FuncFormatter(lambda value, _: f"{value:.2g}"))
+            axis(FuncFormatter(_tell_power))
         upper.set_ylabel("power, relative")
         upper.set_title("spectrum, brought to the mean defocus")
         lower.axhline(0, color=LINE, linewidth=0.8)
@@ -284,10 +285,16 @@ def draw_surface(
             np.linspace(-side / 2, side / 2, count)
             for side, count in zip((height, width), surface_angstrom.shape, strict=True)
         )
-        lines = left.contour(x, y, surface_angstrom / 1e4, 7, cmap="viridis", linewidths=1.4)
-        figure.colorbar(lines, ax=left, label="defocus, µm")
-        left.set_xlabel("µm")
         left.set_title("defocus over the image")
+        if np.ptp(surface_angstrom) < _FLAT_ANGSTROM:
+            # Lines would show rounding.
+            left.set_title(f"defocus {float(surface_angstrom.mean()) / 1e4:.3f} µm all over the image")
+        else:
+            lines = left.contour(x, y, surface_angstrom / 1e4, 7, cmap="viridis", linewidths=1.4)
+            figure.colorbar(
+                lines, ax=left, label="defocus, µm", format=FuncFormatter(lambda value, _: f"{value:.4f}")
+            )
+        left.set_xlabel("µm")
         defocus, score = search
         right.axhline(least, color=MUTED, linewidth=0.9, linestyle="--", label="needed to count")
         right.plot(defocus / 1e4, score, linewidth=1.2)
@@ -300,3 +307,8 @@ def draw_surface(
         right.set_title("first search")
         right.legend()
         save_figure(figure, path)
+
+
+def _tell_power(value: float, _: Any) -> str:
+    """Name 1, 2 and 5 of each decade alone: others would run into each other."""
+    return f"{value:.2g}" if f"{value:e}"[0] in "125" else ""

@@ -160,7 +160,9 @@ def read_micrograph(path: Path | str, pixel_size_angstrom: float | None = None) 
         raise FileFormatError(f"{str(path)!r} holds {count} images; expected one micrograph")
     pixel = pixel_size_angstrom or header.pixel_size_angstrom
     if not pixel:
-        raise FileFormatError(f"the header of {str(path)!r} does not say the pixel size")
+        raise FileFormatError(
+            f"the header of {str(path)!r} does not say the pixel size; expected `pixel_size`"
+        )
     return TiltSeries(path.stem, Optics(pixel), (y, x), (ImageReference(path, 0),), np.zeros(1))
 
 

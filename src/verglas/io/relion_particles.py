@@ -87,6 +87,7 @@ def read_particles(
         positions -= _read_corners(names, frames, is_flat=_CORNER_LABELS[2] not in used)[codes]
     origins, origin_labels = _read_origins(table, blocks, path, block, pixel_size_angstrom)
     angles = _read_columns(table, _ANGLE_LABELS, path, block)
+    _check_angles(table, path, block)
     frame_angles = _read_columns(table, _SUBTOMOGRAM_LABELS, path, block)
     if frame_angles.any():
         turns = euler_to_matrices(torch.from_numpy(frame_angles))
@@ -162,6 +163,17 @@ def _read_columns(table: pd.DataFrame, labels: tuple[str, ...], path: Path, bloc
         if label in table:
             values[:, column] = get_numbers(table, label, path, block)
     return values
+
+
+def _check_angles(table: pd.DataFrame, path: Path, block: str) -> None:
+    """No angle without those after it: one that was lost would be taken for 0. Picks may have psi alone."""
+    found = [label in table for label in _ANGLE_LABELS]
+    if found != sorted(found):
+        has = ", ".join(label for label in _ANGLE_LABELS if label in table)
+        lacks = ", ".join(label for label in _ANGLE_LABELS if label not in table)
+        raise FileFormatError(
+            f"block {block!r} of {str(path)!r} has {has} but lacks {lacks}; expected all three"
+        )
 
 
 def _read_half_sets(table: pd.DataFrame, path: Path, block: str) -> npt.NDArray[np.int64]:

@@ -82,6 +82,11 @@ def read_tilt_series(path: Path | str, image_shape_of: ImageShapeOf | None = Non
     """
     path = check_exists(path, "tilt series STAR file")
     blocks = read_star(path)
+    if "global" not in blocks:
+        raise FileFormatError(
+            f"{str(path)!r} lists no tilt series: it has no block 'global'; expected RELION's `tilt_series.star` or "
+            "`tomograms.star`"
+        )
     index = require_columns(get_table(blocks, "global", path), ["rlnTomoName"], path, "global")
     series: dict[str, TiltSeries] = {}
     for row in index.to_dict("records"):

@@ -34,7 +34,13 @@ def read_tomograms(path: Path | str) -> list[Tomogram]:
     """
     path = check_exists(path, "tomograms STAR file")
     required = ["rlnTomoName", "rlnTomoReconstructedTomogram", "rlnTomoTiltSeriesPixelSize"]
-    index = require_columns(get_table(read_star(path), "global", path), required, path, "global")
+    index = get_table(read_star(path), "global", path)
+    if "rlnTomoReconstructedTomogram" not in index:
+        raise FileFormatError(
+            f"{str(path)!r} lists no tomograms: it lacks rlnTomoReconstructedTomogram; expected a "
+            "`tomograms.star`, as `reconstruct` writes it"
+        )
+    index = require_columns(index, required, path, "global")
     return [
         _build_tomogram({str(label): value for label, value in row.items()}, path)
         for row in index.to_dict("records")

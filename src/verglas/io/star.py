@@ -17,7 +17,7 @@ import pandas as pd
 import polars as pl
 
 from verglas.errors import FileFormatError, UserError
-from verglas.files import atomic_path, check_exists
+from verglas.files import atomic_path, check_file
 
 Value = int | float | str
 """What a label holds in a block of pairs."""
@@ -75,7 +75,7 @@ def read_star(path: Path | str) -> dict[str, Block]:
     FileFormatError
         When it is not a STAR file, a label comes twice, or a row has too many or too few values.
     """
-    path = check_exists(path, "STAR file")
+    path = check_file(path, "STAR file")
     raw = path.read_bytes()
     if b"\0" in raw:
         raise FileFormatError(f"{str(path)!r} is a binary file; expected a STAR file")
@@ -152,7 +152,10 @@ def get_table(blocks: Mapping[str, Block], block: str, path: Path | str) -> pd.D
     """
     content = blocks.get(block)
     if content is None:
-        raise FileFormatError(f"{str(path)!r} has no block {block!r}; it has {', '.join(map(repr, blocks))}")
+        found = ", ".join(
+            repr(name) if name else "one without a name, as RELION 3.0 wrote" for name in blocks
+        )
+        raise FileFormatError(f"{str(path)!r} has no block {block!r}; it has {found}")
     return content if isinstance(content, pd.DataFrame) else pd.DataFrame([content])
 
 

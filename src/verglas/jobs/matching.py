@@ -29,7 +29,7 @@ def check_same_job(folder: JobFolder, old: JobRecord, new: JobRecord) -> None:
     for name in dict.fromkeys([*new.params, *old.params]):
         before, after = old.params.get(name), new.params.get(name)
         if before != after and not _is_same_file(before, after, old.inputs, new.inputs):
-            raise JobMismatchError(f"{where} `{name}` = {before!r}, and it is {after!r} now; {_WAY_OUT}")
+            raise JobMismatchError(f"{where} {_tell_change(name, before, after)}; {_WAY_OUT}")
 
 
 def check_same_items(folder: JobFolder, done: Iterable[ItemRecord], listed: Iterable[str]) -> None:
@@ -90,6 +90,14 @@ def _is_same_file(before: Any, after: Any, old: Iterable[Fingerprint], new: Iter
     if not (isinstance(before, str) and isinstance(after, str)):
         return False
     return before in old_prints and after in new_prints and old_prints[before].is_same(new_prints[after])
+
+
+def _tell_change(name: str, before: Any, after: Any) -> str:
+    if before is None:
+        return f"no `{name}`, and it is {after!r} now"
+    if after is None:
+        return f"`{name}` = {before!r}, which is not given now"
+    return f"`{name}` = {before!r}, and it is {after!r} now"
 
 
 def _describe(fingerprint: Fingerprint) -> str:

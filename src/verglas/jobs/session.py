@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from verglas.errors import JobLockedError, UserError
+from verglas.errors import JobLockedError, JobMismatchError, UserError
 from verglas.jobs.fingerprint import Fingerprint
 from verglas.jobs.folder import JobFolder, append_log, prepare_folder, remove_job, sweep_temporary
 from verglas.jobs.lock import hold_lock
@@ -89,10 +89,24 @@ def open_job(
             held.enter_context(hold_lock(folder.lock, shared=bool(run.shard)))
             if not run.shard:
                 sweep_temporary(folder)
-            if overwrite:
+            if overwrite or (not run.shard and _is_vain(folder, new)):
                 remove_job(folder)
             job = _begin(folder, new, run)
         yield job
+
+
+def _is_vain(folder: JobFolder, new: JobRecord) -> bool:
+    """Whether the folder holds other work than `new`, of which every item failed: nothing that could be lost."""
+    old = read_job(folder.job)
+    if not old or old.state != "failed" or old.step != new.step:
+        return False
+    if any(item is None or item.state != "failed" for item in read_items(folder, old)):
+        return False
+    try:
+        check_same_job(folder, old, new)
+    except JobMismatchError:
+        return True
+    return False
 
 
 def _begin(folder: JobFolder, new: JobRecord, run: RunRecord) -> JobRecord:

@@ -87,11 +87,12 @@ class JobView:
 
     @property
     def item_warnings(self) -> list[tuple[str, list[str]]]:
-        """Each sentence that items warned with, and the names of those items."""
+        """Each sentence that items warned with and the job did not repeat, and the names of those items."""
         found: dict[str, list[str]] = {}
         for item in self.items:
             for text in item.warnings:
-                found.setdefault(text, []).append(item.name)
+                if not any(told.endswith(text) for told in self.warnings):
+                    found.setdefault(text, []).append(item.name)
         return list(found.items())
 
 

@@ -113,7 +113,9 @@ class AlignParams(Params):
     @model_validator(mode="after")
     def _check_references(self) -> Self:
         if bool(self.average) == bool(self.reference):
-            raise ValueError("expected one of `average` and `reference`, and not both")
+            raise ValueError(
+                f"expected one of `average` and `reference`; got {'both' if self.average else 'none'}"
+            )
         if self.angle_search is not None and (self.turn is not None or self.turn_step is not None):
             raise ValueError("expected `angle_search` or `turn` and `turn_step`, and not both")
         if self.rescore and not self.average:

@@ -9,7 +9,7 @@ import numpy as np
 
 from verglas.errors import UserError
 from verglas.files import check_exists
-from verglas.steps.map_results import FloatArray, read_mask, read_volume
+from verglas.steps.map_results import FloatArray, choose_box, read_mask, read_volume
 from verglas.steps.match_inputs import is_model, read_density
 from verglas.steps.step import Context
 
@@ -164,7 +164,7 @@ def _choose_grid(params: "AlignParams") -> tuple[float, int]:
     from verglas.io.relion_tilt_series import read_tilt_series
 
     pixel = next(iter(read_tilt_series(params.tilt_series).values())).pixel_size_angstrom
-    return pixel, 2 * int(np.ceil(2 * params.particle_radius / pixel))
+    return pixel, choose_box(params.particle_radius, pixel)
 
 
 def _check_map(

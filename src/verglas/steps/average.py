@@ -26,6 +26,7 @@ from verglas.steps.half_curves import (
     tell_resolution,
     write_curves,
 )
+from verglas.steps.map_results import LARGEST_BOX, choose_box, read_mask
 from verglas.steps.series_particles import (
     BoxedTomograms,
     LossyIce,
@@ -59,7 +60,10 @@ class AverageParams(Params):
     box: Annotated[
         int | None,
         Field(
-            ge=16, le=1024, multiple_of=2, description="side of the map in pixels; four radii when not given"
+            ge=16,
+            le=LARGEST_BOX,
+            multiple_of=2,
+            description="side of the map in pixels; four radii when not given",
         ),
     ] = None
     symmetry: Annotated[str, Field(description="point group: C1, C4, D7, T, O, I, I2")] = "C1"
@@ -105,7 +109,10 @@ def list_items(params: AverageParams) -> list[Item]:
 
     symmetry_matrices(params.symmetry)
     found = list_series_particles(params.tilt_series, params.particles, params.tomograms)
-    _choose_size(params, next(iter(found.values())))
+    _, box = _choose_size(params, next(iter(found.values())))
+    if isinstance(params.mask, Path):
+        # Better now than once all particles are summed.
+        read_mask(params.mask, (box, box, box))
     items = list_particle_items(found)
     if params.mtf is not None:
         check_exists(params.mtf, "transfer function")
@@ -125,7 +132,7 @@ def _choose_size(params: AverageParams, one: SeriesParticles) -> tuple[float, in
         header = read_mrc_header(list_average_files(params.final)[0])
         return float(header.pixel_size_angstrom or one.pixel_size_angstrom), header.shape[0]
     pixel = max(params.pixel_size or 0.0, one.pixel_size_angstrom)
-    box = params.box or 2 * int(np.ceil(2 * params.particle_radius / pixel))
+    box = params.box or choose_box(params.particle_radius, pixel)
     if box * pixel < 2.5 * params.particle_radius:
         raise UserError(
             f"a box of {box} pixels of {pixel:g} Å is {box * pixel:g} Å wide; expected at least "
@@ -194,7 +201,16 @@ def summarise(results: dict[str, ItemResult], params: AverageParams, folder: Pat
     if params.final is not None:
         _, picture = map_local_resolution(made.compared, made.maps["mask"], pixel, folder)
         figures.append(Figure(picture, LOCAL_CAPTION))
+    made.warnings.extend(_find_no_angles(used))
     return _describe(results, params, made, figures)
+
+
+def _find_no_angles(used: list[SeriesParticles]) -> list[str]:
+    if any(one.particles.angles_deg.any() for one in used):
+        return []
+    return [
+        "all angles of the particles are 0, or not in their table: the average is that of unaligned particles"
+    ]
 
 
 def _sharpen(

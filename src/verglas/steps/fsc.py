@@ -100,6 +100,10 @@ def _read(maps: _Maps) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor, float
             f"{str(maps.half1)!r} and {str(maps.half2)!r} have shapes {first.shape} and {second.shape}; expected "
             "cubes of one size"
         )
+    if np.array_equal(first, second):
+        raise UserError(
+            f"{str(maps.half1)!r} and {str(maps.half2)!r} hold the same map; expected those of two half sets"
+        )
     size = first.shape[-1]
     if maps.mask is None:
         mask = soft_sphere_mask((size,) * 3, 0.35 * size, 0.1 * size)

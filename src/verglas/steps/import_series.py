@@ -114,8 +114,10 @@ def run_item(item: Item, params: ImportParams, context: Context) -> ItemResult:
 
     source: SeriesSource = item.record
     if source.stack is None and (source.format != "relion" or params.stack is not None):
+        beside = params.stack or (source.path if source.path.is_dir() else source.path.parent)
         raise UserError(
-            f"no stack of series {source.name!r} was found (.st, .mrc, .mrcs, .stack.mrc); expected `stack`"
+            f"no stack of series {source.name!r} was found in {str(beside)!r}; expected {source.name}.st, .mrc, "
+            ".mrcs or .stack.mrc there, or another file or folder as `stack`"
         )
     header = read_mrc_header(source.stack) if source.stack else None
     warnings: list[str] = []

@@ -14,6 +14,28 @@ from verglas.steps.step import Context, Estimate, Figure, Item
 
 FloatArray = npt.NDArray[np.float32]
 
+LARGEST_BOX = 1024
+"""Side of an average in pixels, at most."""
+_LEAST_RADIUS = 1.5
+
+
+def choose_box(particle_radius_angstrom: float, pixel_size_angstrom: float) -> int:
+    """Side in pixels, even, of a box of four radii.
+
+    Raises
+    ------
+    UserError
+        When the radius is in other units than Å, by what it makes of the box.
+    """
+    radius, pixel = particle_radius_angstrom, pixel_size_angstrom
+    box = 2 * math.ceil(2 * radius / pixel)
+    if radius < _LEAST_RADIUS * pixel or box > LARGEST_BOX:
+        raise UserError(
+            f"a `particle_radius` of {radius:g} Å is {radius / pixel:g} pixels of {pixel:g} Å; expected from "
+            f"{_LEAST_RADIUS:g} to {LARGEST_BOX // 4}"
+        )
+    return box
+
 
 def list_maps(paths: Sequence[Path]) -> list[Item]:
     """One item a map, by the name of its file; the record is its path."""
@@ -50,7 +72,7 @@ def _read_tiff_volume(path: Path, voxel: float | None) -> tuple[FloatArray, floa
     movie = open_movie(path)
     voxel = voxel or movie.pixel_size_angstrom
     if not voxel:
-        raise UserError(f"{str(path)!r} tells no voxel size; expected one in Å to be given")
+        raise UserError(f"{str(path)!r} tells no voxel size; expected one in Å, as `pixel_size`")
     return np.asarray(movie.frames(), dtype=np.float32), voxel
 
 

@@ -72,7 +72,9 @@ class MatchParams(Params):
     helical: Annotated[
         bool, Field(description="with `angle_search`: helices along the template's y axis")
     ] = False
-    symmetry: Annotated[str, Field(description="point group of the templates, C1, D7, O, ...")] = "C1"
+    symmetry: Annotated[str, Field(description="point group of the templates: C1, C4, D7, T, O, I, I2")] = (
+        "C1"
+    )
     bright_template: Annotated[
         bool,
         Field(description="matter is bright in the templates and dark in the tomograms, so turn it over"),

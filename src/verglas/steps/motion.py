@@ -193,7 +193,7 @@ def summarise(results: dict[str, ItemResult], params: MotionParams, folder: Path
         "movies": Value(len(results), "", "corrected"),
         "drift": Value(median("drift_angstrom"), "Å", "length of the way of the middle of the image; median"),
         "local motion": Value(median("local_angstrom"), "Å", "RMS over the image in the last frame; median"),
-        "defects": Value(median("defects"), "pixels", "mended; median"),
+        "defects": Value(round(median("defects")), "pixels", "mended; median"),
     }
     return Summary(figures, values, gather_warnings(results), ["micrographs.star"])
 

@@ -16,6 +16,9 @@ from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Para
 FloatArray = npt.NDArray[np.float64]
 
 
+_SAME_PLACE_ANGSTROM = 1.0
+
+
 class ParticlesParams(Params):
     """Assign half sets to particles, and remove duplicates and poor ones."""
 
@@ -55,7 +58,16 @@ def list_items(params: ParticlesParams) -> list[Item]:
     table = _read_all(params)
     names = np.unique(table.tomogram_names).tolist()
     if not names:
-        raise UserError(f"{', '.join(map(str, params.particles))} hold no particles; expected at least two")
+        files = ", ".join(repr(str(path)) for path in params.particles)
+        raise UserError(f"no particle of {files} is left; expected at least two")
+    flat = next(
+        (name for name in names if "/" in name or name.endswith((".mrc", ".mrcs", ".tif", ".tiff"))), None
+    )
+    if flat:
+        raise UserError(
+            f"the particles lie in micrographs or volumes (rlnMicrographName {flat!r}); expected particles of tilt "
+            "series, with the name of theirs (rlnTomoName)"
+        )
     return [Item(name, table.take(table.tomogram_names == name), params.particles) for name in names]
 
 
@@ -178,7 +190,19 @@ def summarise(results: dict[str, ItemResult], params: ParticlesParams, folder: P
             f"{(whole.half_set == 1).sum()} and {(whole.half_set == 2).sum()}", "", "particles in each"
         ),
     }
-    return Summary(figures, values, [], ["particles.star"])
+    return Summary(figures, values, _find_doubles(whole), ["particles.star"])
+
+
+def _find_doubles(table: Particles) -> list[str]:
+    """Warn of particles that are there twice: they would stand in both half sets, or count double."""
+    count = len(table) - int(
+        find_distinct(table, _SAME_PLACE_ANGSTROM, np.ones(len(table), dtype=np.bool_)).sum()
+    )
+    if not count:
+        return []
+    return [
+        f"{count} of {len(table)} particles lie within {_SAME_PLACE_ANGSTROM:g} Å of another; `distance` removes such"
+    ]
 
 
 def estimate(items: list[Item], params: ParticlesParams) -> Estimate:

@@ -281,7 +281,9 @@ def summarise(results: dict[str, ItemResult], params: PreprocessParams, folder: 
     }
     if params.bad_pixels is not None:
         counts = [one.values["bad_pixels"] for one in results.values()]
-        values["bad pixels"] = Value(float(np.median(counts)), "", "replaced in a micrograph; the median")
+        values["bad pixels"] = Value(
+            round(float(np.median(counts))), "", "replaced in a micrograph; the median"
+        )
     figures = [Figure(f"figures/{name}.png", f"{name}: {_CAPTION}") for name in list(results)[:_MOST_FIGURES]]
     return Summary(figures, values, gather_warnings(results), ["micrographs.star"])
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import pandas as pd
 from pydantic import Field
 
-from verglas.errors import FileFormatError, UserError
+from verglas.errors import FileFormatError, UserError, tell_nearest
 from verglas.files import check_exists
 from verglas.steps.select_rules import Rule, Scalar, parse_rule
 from verglas.steps.series_results import PROCESS_BYTES
@@ -249,8 +249,8 @@ def _check_names(rule: Rule, known: dict[str, dict[str, Scalar]]) -> None:
     for name in rule.names:
         if name not in every:
             raise UserError(
-                f"rule {rule.text!r} asks for {name!r}, which nothing before knows; expected one of "
-                f"{', '.join(sorted(every))}"
+                f"rule {rule.text!r} asks for {name!r}, which nothing before knows{tell_nearest(name, every)}; "
+                f"expected one of {', '.join(sorted(every))}"
             )
 
 

@@ -124,6 +124,13 @@ class Value:
     unit: str = ""
     meaning: str = ""
 
+    def __post_init__(self) -> None:
+        if self.value in {"none", "unknown"}:
+            object.__setattr__(self, "unit", "")
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.unit}".rstrip()
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -313,7 +320,7 @@ def _list_items(step: Step[P], params: P) -> dict[str, Item]:
     """All items by name, sorted."""
     items: dict[str, Item] = {}
     for item in step.list_items(params):
-        if check_name(item.name, "item") in items:
+        if check_name(item.name, "name of an input") in items:
             raise UserError(f"the inputs name item {item.name!r} twice; expected a name of its own for each")
         items[item.name] = item
     if not items:

@@ -94,10 +94,15 @@ class SubtractParams(Params):
     @model_validator(mode="after")
     def _check_choices(self) -> Self:
         if (self.keep is None) == (self.remove is None):
-            raise ValueError("expected one of `keep` and `remove`, and not both")
+            raise ValueError(
+                f"expected one of `keep` and `remove`; got {'none' if self.keep is None else 'both'}"
+            )
         halves = (self.half1 is not None) + (self.half2 is not None)
         if halves == 1 or (halves == 2) == (self.map is not None):
-            raise ValueError("expected `half1` and `half2`, or `map`, and not both")
+            given = [f"`{name}`" for name in ("half1", "half2", "map") if getattr(self, name) is not None]
+            raise ValueError(
+                f"expected `half1` and `half2`, or `map` alone; got {' and '.join(given) or 'none'}"
+            )
         if self.recentre and self.centre is not None:
             raise ValueError("expected one of `recentre` and `centre`, and not both")
         return self

@@ -1,8 +1,10 @@
 """What the user types, and what comes back: exit status, one sentence, flags over files."""
 
+import ctypes
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -260,3 +262,40 @@ def test_exit_status_tells_what_the_user_can_mend(
     done: tuple[str, ...], failed: dict[str, str], bugs: tuple[str, ...], status: int
 ) -> None:
     assert exit_status(RunReport(done, (), failed, 1.0, bugs)) == status
+
+
+def test_a_folder_in_place_of_a_file_is_told(tmp_path, capsys):
+    for tokens in (
+        ("run", tmp_path, "--out", tmp_path / "out"),
+        ("report", tmp_path / "job", "--out", tmp_path),
+    ):
+        if tokens[0] == "report":
+            (tmp_path / "numbers").mkdir()
+            (tmp_path / "numbers/T_1.txt").write_text("1")
+            assert call("tiny", tmp_path / "numbers", "--out", tmp_path / "job", "--quiet") == 0
+        assert call(*tokens) == 2
+        told = capsys.readouterr().err
+        assert f"{str(tmp_path)!r} is a folder; expected a file" in told
+        assert "Traceback" not in told
+
+
+def test_an_interrupt_that_a_callback_swallows_ends_the_run(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    callback = ctypes.CFUNCTYPE(None)(interrupted)
+
+    def run(tokens, **options):
+        callback()
+        time.sleep(30)
+
+    started = time.monotonic()
+    assert main([], run) == 130
+    assert time.monotonic() - started < 20
+    assert "interrupted; run the same command again to continue" in capsys.readouterr().err
+
+
+def test_a_misspelt_parameter_is_answered_with_the_right_one(numbers, tmp_path, capsys):
+    (tmp_path / "p.toml").write_text("scal = 3\n")
+    assert call("tiny", numbers, "--out", tmp_path / "out", "--params", tmp_path / "p.toml") == 2
+    assert "`scal` is not one of the parameters; did you mean 'scale'?" in capsys.readouterr().err

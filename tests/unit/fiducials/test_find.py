@@ -54,7 +54,7 @@ def test_a_bright_disc_is_no_bead():
 
 @pytest.mark.parametrize("diameter", [1.5, 50.0, np.nan])
 def test_diameters_that_cannot_be_are_refused(diameter):
-    with pytest.raises(UserError, match="`diameter_px` must be from 2 to a quarter"):
+    with pytest.raises(UserError, match="a diameter from 2 pixels to a quarter"):
         find_beads(np.zeros((200, 200), np.float32), diameter)
 
 

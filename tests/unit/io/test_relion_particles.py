@@ -217,3 +217,14 @@ def test_relion_reads_the_particles(relion: Callable[..., str], tmp_path: Path, 
     rows = np.array([line.split() for line in printed.splitlines() if line.strip()], dtype=float)
     np.testing.assert_allclose(rows[:, :2], particles().angles_deg[:, :2], rtol=1e-6)
     np.testing.assert_array_equal(rows[:, 2], particles().half_set)
+
+
+def test_an_angle_that_was_lost_is_not_taken_for_zero(tmp_path):
+    path = tmp_path / "particles.star"
+    rows = {f"rlnCenteredCoordinate{axis}Angst": [1.0, 2.0] for axis in "XYZ"} | {"rlnTomoName": ["TS", "TS"]}
+    for angles in ((), ("Psi",), ("Rot", "Tilt", "Psi")):
+        write_star(path, {"particles": pd.DataFrame(rows | {f"rlnAngle{angle}": 3.0 for angle in angles})})
+        assert len(read_particles(path)) == 2
+    write_star(path, {"particles": pd.DataFrame(rows | {"rlnAngleRot": 3.0, "rlnAnglePsi": 3.0})})
+    with pytest.raises(FileFormatError, match="has rlnAngleRot, rlnAnglePsi but lacks rlnAngleTilt"):
+        read_particles(path)

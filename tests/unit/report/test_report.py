@@ -1,6 +1,7 @@
 """The page holds what the job says, carries its pictures, needs no network, and stays small."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -88,6 +89,14 @@ def test_page_needs_nothing_but_itself(job):
 def test_page_speaks_of_warnings_first(job):
     text = write_report([job]).read_text()
     assert text.index("items failed") < text.index("<dl") < text.index("<figure") < text.index("Parameters")
+
+
+def test_what_the_job_repeats_of_its_items_is_said_once(job):
+    summary = json.loads((job / "summary.json").read_text())
+    (job / "summary.json").write_text(json.dumps(summary | {"warnings": ["T_2: no numbers at all"]}))
+    page = Page(write_report([job]).read_text())
+    assert "T_2: no numbers at all" in page.text
+    assert "(T_2)" not in page.text
 
 
 def test_text_of_users_is_escaped(tmp_path):

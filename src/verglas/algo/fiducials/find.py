@@ -70,7 +70,8 @@ def find_beads(image: Image, diameter_px: float | None = None) -> Beads:
     diameter = estimate_diameter([image]) if diameter_px is None else float(diameter_px)
     if not 2 <= diameter < min(image.shape) / 4:
         raise UserError(
-            f"`diameter_px` must be from 2 to a quarter of the image's {min(image.shape)} pixels; got {diameter:g}"
+            f"beads of {diameter:g} pixels cannot be found; expected a diameter from 2 pixels to a quarter of the "
+            f"image's {min(image.shape)}"
         )
     scores = torch.from_numpy(score_beads(image, diameter))
     places, heights = find_peaks(scores, MOST, 0.6 * diameter, THRESHOLD_SD)

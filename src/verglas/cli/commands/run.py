@@ -18,6 +18,9 @@ def run(
     device: Annotated[str, Parameter(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, Parameter(help="Items done at the same time, each in its own process.")] = 1,
     check: Annotated[bool, Parameter(help="Only check the file, and list its jobs.", negative="")] = False,
+    overwrite: Annotated[
+        bool, Parameter(help="Do again the jobs whose parameters or inputs have changed.", negative="")
+    ] = False,
     quiet: Annotated[bool, Parameter(help="Show no progress.", negative="")] = False,
 ) -> int:
     """Run the jobs of a file one after the other, and write one report of all.
@@ -34,7 +37,7 @@ def run(
         print("\n".join(f"{job.name}: {job.step.name}" for job in jobs))
         return 0
     options = RunOptions(device=device, workers=workers, quiet=quiet)
-    ran, failed = run_pipeline(jobs, options, tell_failures if quiet else tell)
+    ran, failed = run_pipeline(jobs, options, tell_failures if quiet else tell, renew=overwrite)
     print(write_report([job.folder for job in ran], out / "report.html"))
     return int(failed)
 
@@ -43,22 +46,24 @@ def load_step(name: str) -> "Step[Any]":
     """Find the step that a command runs, or raise a `UserError`."""
     from verglas.cli.registry import STEPS
     from verglas.cli.step_command import load_step
-    from verglas.errors import UserError
+    from verglas.errors import UserError, tell_nearest
 
     paths = {command.name: command.step for command in STEPS}
     if name not in paths:
-        raise UserError(f"there is no step {name!r}; expected one of {', '.join(paths)}")
+        asked = tell_nearest(name, paths)
+        raise UserError(f"there is no step {name!r}{asked or '; expected one of ' + ', '.join(paths)}")
     return load_step(paths[name])
 
 
 def tell(job: "Job", report: "RunReport") -> None:
     """Say what a job found."""
+    from verglas.cli.step_command import list_findings
     from verglas.exec import format_duration
 
     done = f"done in {format_duration(report.seconds)}" if report.done else "done before"
     lines = [f"{job.name}: {done if report.summary else 'failed'}"]
     if report.summary:
-        lines += [f"  {name}: {one.value} {one.unit}".rstrip() for name, one in report.summary.values.items()]
+        lines += list_findings(report.summary)
     print("\n".join(lines), file=sys.stderr, flush=True)
     tell_failures(job, report)
 
