@@ -17,6 +17,7 @@ from verglas.steps.motion_results import (
     CAPTIONS,
     Spectrum,
     draw_motion,
+    look_at,
     measure_motion,
     measure_spectrum,
     write_micrographs_table,
@@ -158,11 +159,6 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     write_relion_motion(
         context.folder / names[1], facts, model, coefficients if model.is_local else None, bad[:, ::-1]
     )
-    with ThreadPoolExecutor(1) as writer:
-        written = writer.submit(_write_images, item.name, images, binned, context.folder)
-        average = images["averages"].numpy()
-        figures = draw_motion(item.name, average, before, binned, found, model, context.folder)
-        outputs = written.result() + stack
     values = measure_motion(model, params.exposure, params.pre_exposure) | {
         "frames": frames.count,
         "pixel_size_angstrom": binned,
@@ -173,7 +169,17 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
         "information_limit_angstrom": binned / found.information_limit_per_pixel,
         "polynomial_misfit_angstrom": misfit,
     }
-    return ItemResult((*outputs, *names, *figures), values, tuple(warnings))
+    outputs = [f"{kind}/{item.name}.mrc" for kind in images]
+    figures = [f"figures/{item.name}_{kind}.png" for kind in CAPTIONS]
+    average = look_at(images["averages"], binned)
+
+    def finish() -> None:
+        with ThreadPoolExecutor(1) as writer:
+            written = writer.submit(_write_images, item.name, images, binned, context.folder)
+            draw_motion(item.name, average, before, found, model, context.folder)
+            written.result()
+
+    return ItemResult((*outputs, *stack, *names, *figures), values, tuple(warnings), finish)
 
 
 def summarise(results: dict[str, ItemResult], params: MotionParams, folder: Path) -> Summary:
@@ -398,14 +404,12 @@ def _add_whole_frames(
                 writer.write(moved.cpu().numpy())
 
 
-def _write_images(name: str, images: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> list[str]:
+def _write_images(name: str, images: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> None:
+    """Write images, and forget each."""
     from verglas.io.mrc import write_mrc
 
-    outputs = []
-    for kind, image in images.items():
-        outputs.append(f"{kind}/{name}.mrc")
-        write_mrc(folder / outputs[-1], image.numpy(), voxel_size_angstrom=pixel)
-    return outputs
+    for kind in list(images):
+        write_mrc(folder / kind / f"{name}.mrc", images.pop(kind).numpy(), voxel_size_angstrom=pixel)
 
 
 MOTION_STEP = Step(
