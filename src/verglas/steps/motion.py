@@ -1,7 +1,8 @@
 """`motion`: movies to micrographs, without the motion of specimen and stage."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -112,7 +113,6 @@ def list_items(params: MotionParams) -> list[Item]:
 def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     """Correct one movie."""
     from verglas.algo.motion.field import fit_polynomial
-    from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
     from verglas.runtime import choose_device, release_memory, set_threads
 
     set_threads(context.threads)
@@ -140,44 +140,50 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     model = replace(found.model, first_frame=frames.start)
     stack = [f"aligned/{item.name}.mrcs"] if params.aligned_stack else []
     path = context.folder / stack[0] if stack else None
-    images = _add_up(frames, shape, binned, model, params, source, device, path)
-    release_memory()
+    outputs = []
+    with ExitStack() as files:
+        for kind, image in _add_up(frames, shape, binned, model, params, source, device, path):
+            outputs.append(f"{kind}/{item.name}.mrc")
+            _begin_image(files, context.folder / outputs[-1], image, binned)
+            if kind == "averages":
+                average = look_at(image, binned)
+        # What is left is to wait for the disk.
+        written = files.pop_all()
+    del image
     coefficients, misfit = fit_polynomial(model)
-    names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
-    write_motion(context.folder / names[0], model)
-    facts = MovieFacts(
-        source.path,
-        frames.movie.shape,
-        pixel,
-        frames.shape[1] / shape[1],
-        source.voltage_kv or params.voltage,
-        gain_path,
-        params.exposure,
-        params.pre_exposure,
-        *((params.eer_upsampling, params.eer_frames) if params.eer_frames else (None, None)),
-    )
-    write_relion_motion(
-        context.folder / names[1], facts, model, coefficients if model.is_local else None, bad[:, ::-1]
-    )
     values = measure_motion(model, params.exposure, params.pre_exposure) | {
         "frames": frames.count,
         "pixel_size_angstrom": binned,
         "original_pixel_size_angstrom": pixel,
-        "voltage_kv": facts.voltage_kv,
+        "voltage_kv": source.voltage_kv or params.voltage,
         "defects": len(bad),
         "error_angstrom": found.error_pixels * binned,
         "information_limit_angstrom": binned / found.information_limit_per_pixel,
         "polynomial_misfit_angstrom": misfit,
     }
-    outputs = [f"{kind}/{item.name}.mrc" for kind in images]
+    names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
     figures = [f"figures/{item.name}_{kind}.png" for kind in CAPTIONS]
-    average = look_at(images["averages"], binned)
 
     def finish() -> None:
-        with ThreadPoolExecutor(1) as writer:
-            written = writer.submit(_write_images, item.name, images, binned, context.folder)
-            draw_motion(item.name, average, before, found, model, context.folder)
-            written.result()
+        from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
+
+        written.close()
+        write_motion(context.folder / names[0], model)
+        facts = MovieFacts(
+            source.path,
+            frames.movie.shape,
+            pixel,
+            frames.shape[1] / shape[1],
+            values["voltage_kv"],
+            gain_path,
+            params.exposure,
+            params.pre_exposure,
+            *((params.eer_upsampling, params.eer_frames) if params.eer_frames else (None, None)),
+        )
+        write_relion_motion(
+            context.folder / names[1], facts, model, coefficients if model.is_local else None, bad[:, ::-1]
+        )
+        draw_motion(item.name, average, before, found, model, context.folder)
 
     return ItemResult((*outputs, *stack, *names, *figures), values, tuple(warnings), finish)
 
@@ -345,8 +351,11 @@ def _add_up(
     source: MovieSource,
     device: "torch.device",
     stack: Path | None,
-) -> "dict[str, torch.Tensor]":
-    """Add the frames up without their motion; images by their folder. `stack` is where aligned frames go."""
+) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Add the frames up without their motion, and give the images with their folders; each is gone with the next.
+
+    `stack` is where aligned frames go.
+    """
     import torch
 
     from verglas.algo.motion.sums import FrameSums, weight_by_exposure, weight_plainly
@@ -365,13 +374,12 @@ def _add_up(
         _add_whole_frames(sums, frames, shape, pixel, model, stack)
     frames.release()
     release_memory()
-    images = {"averages": sums.plain().cpu()}
+    yield "averages", sums.plain().cpu()
     if params.odd_even:
-        even = sums.even().cpu()
-        images |= {"odd": images["averages"] - even, "even": even}
+        yield "odd", (sums.plain() - sums.even()).cpu()
+        yield "even", sums.even().cpu()
     if params.exposure is not None:
-        images["dose_weighted"] = sums.weighted().cpu()
-    return images
+        yield "dose_weighted", sums.weighted().cpu()
 
 
 def _add_whole_frames(
@@ -383,8 +391,6 @@ def _add_whole_frames(
     stack: Path | None,
 ) -> None:
     """Add frames that are cropped, or wanted one by one."""
-    from contextlib import ExitStack
-
     from verglas.algo.motion.sums import displace_frame
     from verglas.io.mrc import create_mrc
     from verglas.ops.kernels.warp import read_from
@@ -404,12 +410,12 @@ def _add_whole_frames(
                 writer.write(moved.cpu().numpy())
 
 
-def _write_images(name: str, images: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> None:
-    """Write images, and forget each."""
-    from verglas.io.mrc import write_mrc
+def _begin_image(files: ExitStack, path: Path, image: "torch.Tensor", pixel: float) -> None:
+    """Write an image into a file that appears when `files` are closed."""
+    from verglas.io.mrc import create_mrc
 
-    for kind in list(images):
-        write_mrc(folder / kind / f"{name}.mrc", images.pop(kind).numpy(), voxel_size_angstrom=pixel)
+    writer = files.enter_context(create_mrc(path, image.shape, voxel_size_angstrom=pixel))
+    writer.write(image.numpy())
 
 
 MOTION_STEP = Step(

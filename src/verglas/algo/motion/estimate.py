@@ -109,7 +109,8 @@ def estimate_motion(
     Parameters
     ----------
     bands
-        `(n, h, w)` half transforms from `transform_band`; a pattern of the camera is taken off in place.
+        `(n, h, w)` half transforms from `transform_band`. They are used up: a pattern of the camera is taken off in
+        place, and what is not needed any more is given back.
     band_shape
         Size of the images they are transforms of.
     shape
@@ -138,6 +139,7 @@ def estimate_motion(
     information = _fisher(weights, shares, whole)
     if settings.grid[:2] != (1, 1):
         aligned = _shift_frames(bands, whole, state.time_basis @ state.trajectory, band_shape)
+        bands.set_()  # type: ignore[no-untyped-call]
         weights, shares, limit, whole = _refine_locally(state, settings, aligned, scale, limit)
     model = _make_model(state, settings.pixel_size_angstrom)
     rings = np.arange(len(shares)) * whole.step
