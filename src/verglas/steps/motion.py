@@ -1,7 +1,7 @@
 """`motion`: movies to micrographs, without the motion of specimen and stage."""
 
 import re
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ from verglas.errors import UserError
 from verglas.model import MotionModel
 from verglas.steps.motion_results import (
     CAPTIONS,
+    Look,
     Spectrum,
     draw_motion,
     look_at,
@@ -131,6 +132,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     before, bad, told = _correct(frames, gain, pixel, params)
     # A whole image is not kept for the sake of what was needed of it.
     del gain
+    release_memory()
     warnings += told
     shape = _choose_shape(frames.shape, params.factor)
     binned = pixel * frames.shape[1] / shape[1]
@@ -140,16 +142,10 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     model = replace(found.model, first_frame=frames.start)
     stack = [f"aligned/{item.name}.mrcs"] if params.aligned_stack else []
     path = context.folder / stack[0] if stack else None
-    outputs = []
-    with ExitStack() as files:
-        for kind, image in _add_up(frames, shape, binned, model, params, source, device, path):
-            outputs.append(f"{kind}/{item.name}.mrc")
-            _begin_image(files, context.folder / outputs[-1], image, binned)
-            if kind == "averages":
-                average = look_at(image, binned)
-        # What is left is to wait for the disk.
-        written = files.pop_all()
-    del image
+    sums = _add_up(frames, shape, binned, model, params, source, device, path)
+    outputs = [f"{kind}/{item.name}.mrc" for kind in _list_images(params)]
+    average, written, weighted = _write_sums(sums, [context.folder / name for name in outputs], binned)
+    del sums
     coefficients, misfit = fit_polynomial(model)
     values = measure_motion(model, params.exposure, params.pre_exposure) | {
         "frames": frames.count,
@@ -167,7 +163,9 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     def finish() -> None:
         from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
 
-        written.close()
+        with written:
+            if weighted is not None:
+                _begin_image(written, context.folder / outputs[-1], weighted, binned)
         write_motion(context.folder / names[0], model)
         facts = MovieFacts(
             source.path,
@@ -299,7 +297,7 @@ def _correct(
         if check.best_score < LEAST_SCORE:
             warnings.append(f"the frames show no trace of {what}; are they corrected already?")
     bad = frames.correct(total, gain)
-    return measure_spectrum(total, pixel), np.argwhere(bad), warnings
+    return measure_spectrum(total, pixel), bad, warnings
 
 
 def _name_turn(best: tuple[int, str], params: MotionParams) -> str:
@@ -330,7 +328,7 @@ def _estimate(
 
     from verglas.algo.motion.bands import band_shape, read_band
     from verglas.algo.motion.estimate import Settings, estimate_motion
-    from verglas.runtime import map_threads
+    from verglas.runtime import map_threads, release_memory
 
     low = band_shape(shape, pixel)
     bands = torch.empty(frames.count, low[0], low[1] // 2 + 1, dtype=torch.complex64)
@@ -339,6 +337,7 @@ def _estimate(
         bands[number] = read_band(partial(frames.read_rows, number), frames.shape, low, frames.gain)
 
     map_threads(read, range(frames.count))
+    release_memory()
     return estimate_motion(bands, low, shape, Settings(_parse_grid(params.grid), pixel))
 
 
@@ -351,11 +350,8 @@ def _add_up(
     source: MovieSource,
     device: "torch.device",
     stack: Path | None,
-) -> "Iterator[tuple[str, torch.Tensor]]":
-    """Add the frames up without their motion, and give the images with their folders; each is gone with the next.
-
-    `stack` is where aligned frames go.
-    """
+) -> "FrameSums":
+    """Add the frames up without their motion. `stack` is where aligned frames go."""
     import torch
 
     from verglas.algo.motion.sums import FrameSums, weight_by_exposure, weight_plainly
@@ -374,12 +370,7 @@ def _add_up(
         _add_whole_frames(sums, frames, shape, pixel, model, stack)
     frames.release()
     release_memory()
-    yield "averages", sums.plain().cpu()
-    if params.odd_even:
-        yield "odd", (sums.plain() - sums.even()).cpu()
-        yield "even", sums.even().cpu()
-    if params.exposure is not None:
-        yield "dose_weighted", sums.weighted().cpu()
+    return sums
 
 
 def _add_whole_frames(
@@ -408,6 +399,34 @@ def _add_whole_frames(
             if writer is not None:
                 moved = displace_frame(model, number, read_rows, shape, pixel, device=sums.device)
                 writer.write(moved.cpu().numpy())
+
+
+def _list_images(params: MotionParams) -> list[str]:
+    """Kinds of images in the order in which they are made."""
+    halves = ["odd", "even"] if params.odd_even else []
+    return ["averages", *halves, *(["dose_weighted"] if params.exposure is not None else [])]
+
+
+def _write_sums(
+    sums: "FrameSums", paths: list[Path], pixel: float
+) -> "tuple[Look, ExitStack, torch.Tensor | None]":
+    """Write what is not weighted, as soon as it is there: no image is kept for the sake of its file.
+
+    Returns what is shown of the average, files that appear when they are closed, and the weighted image.
+    """
+    plain = sums.plain().cpu()
+    with ExitStack() as files, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(_begin_image, files, paths[0], plain, pixel)
+        average = look_at(plain.numpy(), pixel)
+        written.result()
+        if len(paths) > 2:
+            even = sums.even().cpu()
+            _begin_image(files, paths[1], plain - even, pixel)
+            _begin_image(files, paths[2], even, pixel)
+        # It takes the place of the others.
+        weighted = sums.weighted().cpu().clone() if len(paths) % 2 == 0 else None
+        return average, files.pop_all(), weighted
+    raise AssertionError("files swallow no exception")
 
 
 def _begin_image(files: ExitStack, path: Path, image: "torch.Tensor", pixel: float) -> None:

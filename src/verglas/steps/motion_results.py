@@ -12,8 +12,6 @@ from verglas.model import MotionModel
 from verglas.steps.step import ItemResult
 
 if TYPE_CHECKING:
-    import torch
-
     from verglas.algo.motion.estimate import Estimated
     from verglas.steps.motion import MotionParams
 
@@ -74,12 +72,12 @@ class Look:
     spectrum: Spectrum
 
 
-def look_at(average: "torch.Tensor", pixel: float) -> Look:
+def look_at(average: FloatArray, pixel: float) -> Look:
     """Gather what is shown of an average, so that the image itself need not be kept."""
     from verglas.steps.series_results import shrink
 
-    small, small_pixel = shrink(average.numpy(), pixel)
-    return Look(small, small_pixel, min(average.shape) * pixel, measure_spectrum(average.numpy(), pixel))
+    small, small_pixel = shrink(average, pixel)
+    return Look(small, small_pixel, min(average.shape) * pixel, measure_spectrum(average, pixel))
 
 
 def draw_motion(

@@ -139,7 +139,7 @@ def estimate_motion(
     information = _fisher(weights, shares, whole)
     if settings.grid[:2] != (1, 1):
         aligned = _shift_frames(bands, whole, state.time_basis @ state.trajectory, band_shape)
-        bands.set_()  # type: ignore[no-untyped-call]
+        bands.set_(torch.empty(0, dtype=bands.dtype).untyped_storage())
         weights, shares, limit, whole = _refine_locally(state, settings, aligned, scale, limit)
     model = _make_model(state, settings.pixel_size_angstrom)
     rings = np.arange(len(shares)) * whole.step
