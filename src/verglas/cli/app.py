@@ -1,6 +1,8 @@
 """The frame of the command line: commands loaded when called, errors in a sentence, exit status."""
 
+import atexit
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -81,6 +83,8 @@ def main(tokens: Sequence[str] | None = None, app: "App | None" = None) -> int:
 
     from verglas.errors import VerglasError
 
+    # At its end the process gives all of its memory back: to look for garbage among it first takes a second.
+    atexit.register(gc.freeze)
     try:
         return (app or build_app())(tokens, exit_on_error=False, print_error=False) or DONE
     except VerglasError as error:
