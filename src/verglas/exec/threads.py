@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-_WAITING = "OMP_WAIT_POLICY"
 
 
 @contextmanager
@@ -14,15 +13,13 @@ def limit_threads(count: int) -> Iterator[None]:
     """Give torch and numba `count` threads for the length of the block, here and in the processes it starts.
 
     Libraries that are loaded already are told; others find it in the environment. Nothing is loaded for its
-    sake, because torch alone takes seconds. Threads that wait for others sleep unless the user wants otherwise:
-    at work they would keep cores from what else there is to do, which may be what they wait for.
+    sake, because torch alone takes seconds.
     """
-    before = {name: os.environ.get(name) for name in (*_VARIABLES, _WAITING)}
+    before = {name: os.environ.get(name) for name in _VARIABLES}
     torch, numba = sys.modules.get("torch"), sys.modules.get("numba")
     torch_before = torch.get_num_threads() if torch else 0
     numba_before = numba.get_num_threads() if numba else 0
     os.environ.update(dict.fromkeys(_VARIABLES, str(count)))
-    os.environ.setdefault(_WAITING, "PASSIVE")
     try:
         if numba:
             # Threads that numba has started cannot become more.
