@@ -98,6 +98,8 @@ def reuse_memory() -> Iterator[None]:
     if library is None:
         yield
         return
+    # For torch, where it is not loaded yet: large pages, of which there are fewer to come anew.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     library.mallopt(_M_ARENA_MAX, 1)
     library.mallopt(_M_MMAP_MAX, 0)
     library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)

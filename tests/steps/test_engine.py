@@ -108,7 +108,7 @@ def test_killed_runs_continue_to_the_same_bytes(tmp_path):
     assert start(numbers, whole, 0.05).wait() == 0
     chance = random.Random()
     for kill in range(3):
-        run = start(numbers, killed, 0.05)
+        run = start(numbers, killed, 0.05, workers=2 - kill % 2)
         while len(list(killed.glob("items/[!.]*.json"))) < 1 + 2 * kill:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.2))
@@ -169,6 +169,17 @@ def test_one_bad_item_costs_itself_alone(numbers, tmp_path, workers):
     report = run_step(STEP, TinyParams(input=numbers), out, options=options)
     assert (report.done, report.skipped) == (("T_03",), ("T_01", "T_04"))
     assert list(report.failed) == ["T_02"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_fails_later_costs_its_item_alone(numbers, tmp_path, workers):
+    (numbers / "T_02.txt").write_text("-1")
+    out = tmp_path / "out"
+    report = run_step(STEP, TinyParams(input=numbers), out, options=RunOptions(workers=workers, quiet=True))
+    assert report.done == ("T_01", "T_03", "T_04")
+    assert report.failed == {"T_02": "'T_02' holds negative numbers"}
+    assert sorted(path.name for path in (out / "sums").iterdir()) == ["T_01.npy", "T_03.npy", "T_04.npy"]
+    assert jobs.read_item(out / "items/T_02.json").state == "failed"
 
 
 def test_killed_worker_costs_only_its_item(numbers, tmp_path):

@@ -49,11 +49,21 @@ def run_item(item: Item, params: TinyParams, context: Context) -> ItemResult:
         raise UserError(f"{item.name!r} holds no numbers") from None
     time.sleep(params.seconds)
     name = f"sums/{item.name}.npy"
-    with atomic_path(context.folder / name) as temporary:
-        np.save(temporary, numbers.cumsum() * params.scale)
-        time.sleep(params.seconds)
+
+    def write() -> None:
+        with atomic_path(context.folder / name) as temporary:
+            np.save(temporary, numbers.cumsum() * params.scale)
+            time.sleep(params.seconds)
+            if (numbers < 0).any():
+                raise UserError(f"{item.name!r} holds negative numbers")
+
+    # Every other item leaves its file for later.
+    later = write if item.name[-1] in "02468" else None
+    if later is None:
+        write()
     warnings = ("no numbers at all",) if not len(numbers) else ()
-    return ItemResult((name,), {"sum": numbers.sum() * params.scale, "worker": os.getpid() * 0}, warnings)
+    values = {"sum": numbers.sum() * params.scale, "worker": os.getpid() * 0}
+    return ItemResult((name,), values, warnings, later)
 
 
 def summarise(results: dict[str, ItemResult], params: TinyParams, folder: Path) -> Summary:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import dask
 from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed
 
-from verglas.exec.outcome import WORKER_VARIABLE, Outcome, guard
+from verglas.exec.outcome import WORKER_VARIABLE, Outcome, guard_whole
 from verglas.exec.threads import limit_threads
 from verglas.runtime import end_quickly, search_young_objects
 
@@ -91,7 +91,7 @@ def _feed(
     suspects: list[str] = []
 
     def submit(name: str) -> None:
-        future = client.submit(guard, function, name, items[name], pure=False)
+        future = client.submit(guard_whole, function, name, items[name], pure=False)
         in_flight[future.key] = name
         running.add(future)  # type: ignore[no-untyped-call]
 
@@ -107,7 +107,7 @@ def _feed(
             submit(following)
     # One at a time: then the item that is killed again is to blame, and one that lacked memory has it all.
     for name in suspects:
-        future = client.submit(guard, function, name, items[name], pure=False)
+        future = client.submit(guard_whole, function, name, items[name], pure=False)
         error = future.exception()  # type: ignore[no-untyped-call]
         yield Outcome(name, error=_KILLED) if error else future.result()
 

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from verglas.errors import VerglasError, tell_refusal
@@ -39,6 +39,19 @@ class Outcome:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Later:
+    """What a function returns when the rest of its item need not hold up the next one.
+
+    Parameters
+    ----------
+    finish
+        Does the rest; the item is done when it returns, and what it returns is the item's value.
+    """
+
+    finish: Callable[[], Any]
+
+
 def guard(function: Callable[[T], Any], name: str, item: T) -> Outcome:
     """Call `function` and turn what it raises into an outcome."""
     started = time.perf_counter()
@@ -54,6 +67,19 @@ def guard(function: Callable[[T], Any], name: str, item: T) -> Outcome:
             seconds=time.perf_counter() - started,
         )
     return Outcome(name, value, seconds=time.perf_counter() - started)
+
+
+def complete(outcome: Outcome) -> Outcome:
+    """Do what is left of an item, if anything is."""
+    if not isinstance(outcome.value, Later):
+        return outcome
+    rest = guard(lambda later: later.finish(), outcome.name, outcome.value)
+    return replace(rest, seconds=outcome.seconds + rest.seconds)
+
+
+def guard_whole(function: Callable[[T], Any], name: str, item: T) -> Outcome:
+    """Call `function` and do what it left for later."""
+    return complete(guard(function, name, item))
 
 
 def _tell(error: Exception) -> str | None:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 from verglas.errors import UserError
-from verglas.exec.outcome import WORKER_VARIABLE, Outcome, guard
+from verglas.exec.outcome import WORKER_VARIABLE, Later, Outcome, complete, guard
 from verglas.exec.threads import limit_threads
 
 T = TypeVar("T")
@@ -25,7 +26,7 @@ def run_items(
     Parameters
     ----------
     function
-        Must live at the top of a module when there are several workers.
+        Must live at the top of a module when there are several workers. It may return `Later`.
     items
         What it is called with, by name. Small: it travels to the worker.
     workers
@@ -40,8 +41,26 @@ def run_items(
         yield from run_in_processes(function, items, workers=min(workers, len(items)), threads=threads)
         return
     with limit_threads(threads):
+        yield from _run_here(function, items)
+
+
+def _run_here(function: Callable[[T], Any], items: Mapping[str, T]) -> Generator[Outcome]:
+    """Run items one after the other; what one leaves for later is done while the next runs."""
+    with ThreadPoolExecutor(1) as behind:
+        last: Future[Outcome] | None = None
         for name, item in items.items():
-            yield guard(function, name, item)
+            outcome = guard(function, name, item)
+            if last is not None:
+                yield last.result()
+                last = None
+            if isinstance(outcome.value, Later):
+                last = behind.submit(complete, outcome)
+            else:
+                yield outcome
+            # What it was left with is large perhaps, and is not to outlive its use.
+            del outcome
+        if last is not None:
+            yield last.result()
 
 
 def choose_worker_device(device: str) -> str:

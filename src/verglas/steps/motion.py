@@ -2,6 +2,7 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,10 @@ from verglas.errors import UserError
 from verglas.model import MotionModel
 from verglas.steps.motion_results import (
     CAPTIONS,
+    Look,
     Spectrum,
     draw_motion,
+    look_at,
     measure_motion,
     measure_spectrum,
     write_micrographs_table,
@@ -111,7 +114,6 @@ def list_items(params: MotionParams) -> list[Item]:
 def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     """Correct one movie."""
     from verglas.algo.motion.field import fit_polynomial
-    from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
     from verglas.runtime import choose_device, release_memory, set_threads
 
     set_threads(context.threads)
@@ -130,6 +132,7 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     before, bad, told = _correct(frames, gain, pixel, params)
     # A whole image is not kept for the sake of what was needed of it.
     del gain
+    release_memory()
     warnings += told
     shape = _choose_shape(frames.shape, params.factor)
     binned = pixel * frames.shape[1] / shape[1]
@@ -139,41 +142,48 @@ def run_item(item: Item, params: MotionParams, context: Context) -> ItemResult:
     model = replace(found.model, first_frame=frames.start)
     stack = [f"aligned/{item.name}.mrcs"] if params.aligned_stack else []
     path = context.folder / stack[0] if stack else None
-    images = _add_up(frames, shape, binned, model, params, source, device, path)
-    release_memory()
+    sums = _add_up(frames, shape, binned, model, params, source, device, path)
+    outputs = [f"{kind}/{item.name}.mrc" for kind in _list_images(params)]
+    average, written, weighted = _write_sums(sums, [context.folder / name for name in outputs], binned)
+    del sums
     coefficients, misfit = fit_polynomial(model)
-    names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
-    write_motion(context.folder / names[0], model)
-    facts = MovieFacts(
-        source.path,
-        frames.movie.shape,
-        pixel,
-        frames.shape[1] / shape[1],
-        source.voltage_kv or params.voltage,
-        gain_path,
-        params.exposure,
-        params.pre_exposure,
-        *((params.eer_upsampling, params.eer_frames) if params.eer_frames else (None, None)),
-    )
-    write_relion_motion(
-        context.folder / names[1], facts, model, coefficients if model.is_local else None, bad[:, ::-1]
-    )
-    with ThreadPoolExecutor(1) as writer:
-        written = writer.submit(_write_images, item.name, images, binned, context.folder)
-        average = images["averages"].numpy()
-        figures = draw_motion(item.name, average, before, binned, found, model, context.folder)
-        outputs = written.result() + stack
     values = measure_motion(model, params.exposure, params.pre_exposure) | {
         "frames": frames.count,
         "pixel_size_angstrom": binned,
         "original_pixel_size_angstrom": pixel,
-        "voltage_kv": facts.voltage_kv,
+        "voltage_kv": source.voltage_kv or params.voltage,
         "defects": len(bad),
         "error_angstrom": found.error_pixels * binned,
         "information_limit_angstrom": binned / found.information_limit_per_pixel,
         "polynomial_misfit_angstrom": misfit,
     }
-    return ItemResult((*outputs, *names, *figures), values, tuple(warnings))
+    names = (f"motion/{item.name}.json", f"motion/{item.name}.star")
+    figures = [f"figures/{item.name}_{kind}.png" for kind in CAPTIONS]
+
+    def finish() -> None:
+        from verglas.io.motion import MovieFacts, write_motion, write_relion_motion
+
+        with written:
+            if weighted is not None:
+                _begin_image(written, context.folder / outputs[-1], weighted, binned)
+        write_motion(context.folder / names[0], model)
+        facts = MovieFacts(
+            source.path,
+            frames.movie.shape,
+            pixel,
+            frames.shape[1] / shape[1],
+            values["voltage_kv"],
+            gain_path,
+            params.exposure,
+            params.pre_exposure,
+            *((params.eer_upsampling, params.eer_frames) if params.eer_frames else (None, None)),
+        )
+        write_relion_motion(
+            context.folder / names[1], facts, model, coefficients if model.is_local else None, bad[:, ::-1]
+        )
+        draw_motion(item.name, average, before, found, model, context.folder)
+
+    return ItemResult((*outputs, *stack, *names, *figures), values, tuple(warnings), finish)
 
 
 def summarise(results: dict[str, ItemResult], params: MotionParams, folder: Path) -> Summary:
@@ -287,7 +297,7 @@ def _correct(
         if check.best_score < LEAST_SCORE:
             warnings.append(f"the frames show no trace of {what}; are they corrected already?")
     bad = frames.correct(total, gain)
-    return measure_spectrum(total, pixel), np.argwhere(bad), warnings
+    return measure_spectrum(total, pixel), bad, warnings
 
 
 def _name_turn(best: tuple[int, str], params: MotionParams) -> str:
@@ -318,7 +328,7 @@ def _estimate(
 
     from verglas.algo.motion.bands import band_shape, read_band
     from verglas.algo.motion.estimate import Settings, estimate_motion
-    from verglas.runtime import map_threads
+    from verglas.runtime import map_threads, release_memory
 
     low = band_shape(shape, pixel)
     bands = torch.empty(frames.count, low[0], low[1] // 2 + 1, dtype=torch.complex64)
@@ -327,6 +337,7 @@ def _estimate(
         bands[number] = read_band(partial(frames.read_rows, number), frames.shape, low, frames.gain)
 
     map_threads(read, range(frames.count))
+    release_memory()
     return estimate_motion(bands, low, shape, Settings(_parse_grid(params.grid), pixel))
 
 
@@ -339,8 +350,8 @@ def _add_up(
     source: MovieSource,
     device: "torch.device",
     stack: Path | None,
-) -> "dict[str, torch.Tensor]":
-    """Add the frames up without their motion; images by their folder. `stack` is where aligned frames go."""
+) -> "FrameSums":
+    """Add the frames up without their motion. `stack` is where aligned frames go."""
     import torch
 
     from verglas.algo.motion.sums import FrameSums, weight_by_exposure, weight_plainly
@@ -359,13 +370,7 @@ def _add_up(
         _add_whole_frames(sums, frames, shape, pixel, model, stack)
     frames.release()
     release_memory()
-    images = {"averages": sums.plain().cpu()}
-    if params.odd_even:
-        even = sums.even().cpu()
-        images |= {"odd": images["averages"] - even, "even": even}
-    if params.exposure is not None:
-        images["dose_weighted"] = sums.weighted().cpu()
-    return images
+    return sums
 
 
 def _add_whole_frames(
@@ -377,8 +382,6 @@ def _add_whole_frames(
     stack: Path | None,
 ) -> None:
     """Add frames that are cropped, or wanted one by one."""
-    from contextlib import ExitStack
-
     from verglas.algo.motion.sums import displace_frame
     from verglas.io.mrc import create_mrc
     from verglas.ops.kernels.warp import read_from
@@ -398,14 +401,40 @@ def _add_whole_frames(
                 writer.write(moved.cpu().numpy())
 
 
-def _write_images(name: str, images: "dict[str, torch.Tensor]", pixel: float, folder: Path) -> list[str]:
-    from verglas.io.mrc import write_mrc
+def _list_images(params: MotionParams) -> list[str]:
+    """Kinds of images in the order in which they are made."""
+    halves = ["odd", "even"] if params.odd_even else []
+    return ["averages", *halves, *(["dose_weighted"] if params.exposure is not None else [])]
 
-    outputs = []
-    for kind, image in images.items():
-        outputs.append(f"{kind}/{name}.mrc")
-        write_mrc(folder / outputs[-1], image.numpy(), voxel_size_angstrom=pixel)
-    return outputs
+
+def _write_sums(
+    sums: "FrameSums", paths: list[Path], pixel: float
+) -> "tuple[Look, ExitStack, torch.Tensor | None]":
+    """Write what is not weighted, as soon as it is there: no image is kept for the sake of its file.
+
+    Returns what is shown of the average, files that appear when they are closed, and the weighted image.
+    """
+    plain = sums.plain().cpu()
+    with ExitStack() as files, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(_begin_image, files, paths[0], plain, pixel)
+        average = look_at(plain.numpy(), pixel)
+        written.result()
+        if len(paths) > 2:
+            even = sums.even().cpu()
+            _begin_image(files, paths[1], plain - even, pixel)
+            _begin_image(files, paths[2], even, pixel)
+        # It takes the place of the others.
+        weighted = sums.weighted().cpu().clone() if len(paths) % 2 == 0 else None
+        return average, files.pop_all(), weighted
+    raise AssertionError("files swallow no exception")
+
+
+def _begin_image(files: ExitStack, path: Path, image: "torch.Tensor", pixel: float) -> None:
+    """Write an image into a file that appears when `files` are closed."""
+    from verglas.io.mrc import create_mrc
+
+    writer = files.enter_context(create_mrc(path, image.shape, voxel_size_angstrom=pixel))
+    writer.write(image.numpy())
 
 
 MOTION_STEP = Step(

@@ -50,31 +50,52 @@ class Spectrum:
     pixel_size_angstrom: float
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What is shown of an average.
+
+    Parameters
+    ----------
+    small
+        `(y, x)` the image, shrunk.
+    pixel_size_angstrom
+        Of `small`.
+    side_angstrom
+        Of the image, the shorter one.
+    spectrum
+        Of the image.
+    """
+
+    small: FloatArray
+    pixel_size_angstrom: float
+    side_angstrom: float
+    spectrum: Spectrum
+
+
+def look_at(average: FloatArray, pixel: float) -> Look:
+    """Gather what is shown of an average, so that the image itself need not be kept."""
+    from verglas.steps.series_results import shrink
+
+    small, small_pixel = shrink(average, pixel)
+    return Look(small, small_pixel, min(average.shape) * pixel, measure_spectrum(average, pixel))
+
+
 def draw_motion(
-    name: str,
-    average: FloatArray,
-    before: Spectrum,
-    pixel: float,
-    found: "Estimated",
-    model: MotionModel,
-    folder: Path,
-) -> list[str]:
+    name: str, average: Look, before: Spectrum, found: "Estimated", model: MotionModel, folder: Path
+) -> None:
     """Draw one movie; `before` is the spectrum of the sum of the frames as they lie."""
     from verglas.algo.motion.field import shifts_on_axes
     from verglas.figures.motion import draw_drift, draw_spectra, draw_trajectories
-    from verglas.steps.series_results import shrink
 
     paths = {kind: f"figures/{name}_{kind}.png" for kind in CAPTIONS}
     line = (np.arange(5) + 0.5) / 5
     ways = shifts_on_axes(model, None, line, line)
     longest = float(np.ptp(ways, axis=0).max())
-    small, small_pixel = shrink(average, pixel)
-    room = 0.16 * min(average.shape) * pixel
-    magnification = max(1.0, float(np.floor(room / max(longest, 0.05))))
+    magnification = max(1.0, float(np.floor(0.16 * average.side_angstrom / max(longest, 0.05))))
     places = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
     draw_trajectories(
-        small,
-        small_pixel,
+        average.small,
+        average.pixel_size_angstrom,
         places,
         ways.reshape(len(model), -1, 2),
         folder / paths["trajectories"],
@@ -83,13 +104,12 @@ def draw_motion(
     middle = shifts_on_axes(model, None, np.array([0.5]), np.array([0.5]))[:, 0, 0]
     away = np.sqrt(((ways - middle[:, None, None]) ** 2).sum(-1).mean((1, 2)))
     draw_drift(middle, away, model.first_frame + 1, folder / paths["drift"])
-    after = measure_spectrum(average, pixel)
+    after = average.spectrum
     # Binned images have the power of the frames over the area of their pixels.
-    area = (before.pixel_size_angstrom / pixel) ** 2
+    area = (before.pixel_size_angstrom / after.pixel_size_angstrom) ** 2
     before_power = np.interp(after.frequency, before.frequency, before.power) * area
-    limit = found.information_limit_per_pixel / pixel
+    limit = found.information_limit_per_pixel / after.pixel_size_angstrom
     draw_spectra(after.frequency, before_power, after.power, limit, folder / paths["spectra"])
-    return list(paths.values())
 
 
 def measure_spectrum(image: FloatArray, pixel: float) -> Spectrum:

@@ -98,7 +98,7 @@ class MovieFrames:
                     f"{what} is zero everywhere; expected an image, or a range of frames without it"
                 )
 
-    def correct(self, total: FloatArray, gain: FloatArray | None) -> npt.NDArray[np.bool_]:
+    def correct(self, total: FloatArray, gain: FloatArray | None) -> npt.NDArray[np.int64]:
         """From now on give frames with the camera's defects mended, to be multiplied by :attr:`gain`.
 
         Parameters
@@ -111,7 +111,7 @@ class MovieFrames:
         Returns
         -------
         ndarray
-            `(y, x)` True at defects.
+            `(m, 2)` yx of the defects, row by row.
         """
         self.gain = gain
         if gain is not None:
@@ -124,7 +124,7 @@ class MovieFrames:
             if image is not None:
                 flat = image.reshape(-1)
                 flat[self._places] = flat[self._sources]
-        return bad
+        return np.stack(np.divmod(self._places, self.shape[1]), axis=1)
 
     def release(self) -> None:
         """Forget what was kept and what frames are corrected with."""

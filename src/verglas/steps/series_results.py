@@ -19,6 +19,7 @@ PIXEL_TOLERANCE = 0.01
 PROCESS_BYTES = 350 << 20
 
 _DRAWN_PIXELS = 1024
+_ROWS = 64
 _MOST_DRAWN = 6
 
 
@@ -117,8 +118,13 @@ def shrink(image: FloatArray, pixel_size_angstrom: float) -> tuple[FloatArray, f
     """Average whole blocks of an image until it is small enough for a picture; its pixel size grows along."""
     factor = max(1, -(-max(image.shape) // _DRAWN_PIXELS))
     y, x = (size // factor for size in image.shape)
-    blocks = image[: y * factor, : x * factor].reshape(y, factor, x, factor)
-    return np.asarray(blocks.mean(axis=(1, 3))), pixel_size_angstrom * factor
+    # Some rows at a time: an image whose rows are apart in memory would be copied as a whole.
+    strips = [
+        image[top * factor : min(top + _ROWS, y) * factor, : x * factor].reshape(-1, factor, x, factor)
+        for top in range(0, y, _ROWS)
+    ]
+    small = np.concatenate([strip.mean(axis=(1, 3)) for strip in strips])
+    return small, pixel_size_angstrom * factor
 
 
 def describe_series(series: TiltSeries) -> dict[str, Any]:

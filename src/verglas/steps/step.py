@@ -17,9 +17,18 @@ from pydantic import BaseModel, ConfigDict
 
 from verglas import __version__
 from verglas.errors import UserError
-from verglas.exec import Outcome, choose_worker_device, format_duration, open_progress, run_items, take_shard
+from verglas.exec import (
+    Later,
+    Outcome,
+    choose_worker_device,
+    format_duration,
+    open_progress,
+    run_items,
+    take_shard,
+)
 from verglas.files import check_inside, check_name
 from verglas.jobs import (
+    Fingerprint,
     ItemRecord,
     JobFolder,
     JobRecord,
@@ -101,11 +110,16 @@ class ItemResult:
         Figures of merit that JSON can hold, the unit in the name (`defocus_angstrom`); NaN becomes None.
     warnings
         Sentences for the user.
+    finish
+        Does what is left to do, when there is something: writes, waits for the disk, draws. With one worker it is
+        called while the next item is computed, in another thread; it should use few cores. The item is done when it
+        returns.
     """
 
     outputs: tuple[str, ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    finish: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -372,7 +386,7 @@ def _sort_out(folder: JobFolder, items: list[Item]) -> tuple[list[Item], list[st
 
 @dataclass(frozen=True)
 class _Work(Generic[P]):
-    """All that a worker needs for one item; `follows` says that this run began another before it."""
+    """All that a worker needs for one item; `follows` says that the worker had another before it."""
 
     step: Step[P]
     item: Item
@@ -387,7 +401,7 @@ def _run_pending(
     step: Step[P], params: P, folder: JobFolder, pending: list[Item], run: RunRecord, *, quiet: bool
 ) -> list[Outcome]:
     work = {
-        item.name: _Work(step, item, params, folder, run.device, run.threads, follows=place > 0)
+        item.name: _Work(step, item, params, folder, run.device, run.threads, follows=place >= run.workers)
         for place, item in enumerate(pending)
     }
     outcomes = []
@@ -414,8 +428,8 @@ def _run_pending(
     return outcomes
 
 
-def _do_item(work: _Work[P]) -> tuple[str, ...]:
-    """Run one item in the worker, put its state on disk, and return its warnings."""
+def _do_item(work: _Work[P]) -> Later | tuple[str, ...]:
+    """Run one item in the worker, put its state on disk, and return its warnings, perhaps later."""
     started = time.perf_counter()
     folder, item = work.folder, work.item
     inputs = tuple(fingerprint_file(path) for path in item.inputs)
@@ -424,9 +438,26 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
         if work.follows:
             # What the last item left in cycles may be large.
             gc.collect()
-        # What is there by now are libraries for the most part, and need not be looked through again.
-        gc.freeze()
         result = work.step.run_item(item, work.params, context)
+    if not work.follows:
+        # What is there by now are libraries for the most part, and need not be looked through again.
+        gc.collect()
+        gc.freeze()
+
+    def finish() -> tuple[str, ...]:
+        if result.finish is not None:
+            result.finish()
+        _write_record(work, inputs, result, time.perf_counter() - started)
+        return result.warnings
+
+    return finish() if result.finish is None else Later(finish)
+
+
+def _write_record(
+    work: _Work[P], inputs: tuple[Fingerprint, ...], result: ItemResult, seconds: float
+) -> None:
+    """Put on disk that an item is done, after all that it left behind."""
+    folder, item = work.folder, work.item
     outputs = {name: check_inside(folder.path, name).stat().st_size for name in result.outputs}
     record = ItemRecord(
         item.name,
@@ -436,10 +467,9 @@ def _do_item(work: _Work[P]) -> tuple[str, ...]:
         outputs=outputs,
         values=result.values,
         warnings=result.warnings,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
     write_json(folder.item(item.name), record)
-    return result.warnings
 
 
 def _finish(step: Step[P], params: P, folder: JobFolder, run: RunRecord, report: RunReport) -> RunReport:

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from verglas.errors import UserError
 from verglas.exec import (
+    Later,
     Outcome,
     choose_worker_device,
     format_duration,
@@ -48,6 +50,32 @@ def test_items_are_run_and_errors_stay_with_their_item(workers):
     assert [value[0] for value in values] == [1.0, 3.0]
     assert all((value[1] == os.getpid()) == (workers == 1) for value in values)
     assert all(value[2:] == ("3", "3") for value in values)
+
+
+def test_what_is_left_for_later_is_done_while_the_next_item_runs():
+    started, seen = threading.Event(), []
+
+    def work(name):
+        if name == "b":
+            # The rest of the first item goes on now.
+            seen.append(started.wait(20))
+        return Later(lambda: finish(name))
+
+    def finish(name):
+        started.set()
+        seen.append(name)
+        if name == "b":
+            raise UserError("there is no room")
+        return name.upper()
+
+    outcomes = list(run_items(work, {name: name for name in "abc"}))
+    assert seen[:2] in (["a", True], [True, "a"])
+    assert seen[2:] == ["b", "c"]
+    assert [(outcome.name, outcome.value, outcome.error) for outcome in outcomes] == [
+        ("a", "A", ""),
+        ("b", None, "there is no room"),
+        ("c", "C", ""),
+    ]
 
 
 def test_bug_keeps_its_traceback():

@@ -14,6 +14,9 @@ from verglas.ops.kernels.halve import ORDER, halve_image
 HIGHEST = 0.2
 FINEST_ANGSTROM = 7.0
 
+_ROWS = 256
+_COLUMNS = 64
+
 
 def band_shape(shape: tuple[int, int], pixel_size_angstrom: float) -> tuple[int, int]:
     """Size of the images that hold the frequencies up to 1/7 Å, or 0.2 of the sampling where that is less."""
@@ -72,9 +75,17 @@ def transform_band(frame: Float[Tensor, "y x"], shape: tuple[int, int]) -> Compl
     Columns are transformed only where they are kept, which saves most of them.
     """
     height, width = frame.shape
-    columns = torch.fft.fft(torch.fft.rfft(frame, dim=1)[:, : shape[1] // 2 + 1], dim=0)
+    columns = torch.empty(height, shape[1] // 2 + 1, dtype=torch.complex64)
+    # In parts: what is not kept takes no memory.
+    for top in range(0, height, _ROWS):
+        rows = slice(top, top + _ROWS)
+        columns[rows] = torch.fft.rfft(frame[rows], dim=1)[:, : columns.shape[1]]
+    for left in range(0, columns.shape[1], _COLUMNS):
+        part = columns[:, left : left + _COLUMNS]
+        part[:] = torch.fft.fft(part, dim=0)
     columns[0, 0] = 0
     low, high = (shape[0] + 1) // 2, shape[0] // 2
     band = torch.cat([columns[:low], columns[height - high :]]) if shape[0] < height else columns
     # Frequencies of Nyquist are left as they are: no weight is given to them.
-    return band * (shape[0] * shape[1] / (height * width))
+    band *= shape[0] * shape[1] / (height * width)
+    return band

@@ -103,7 +103,7 @@ def choose_sources(bad: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], n
         columns = np.arange(max(0, x - _REACH), min(width, x + _REACH + 1))
         good = np.flatnonzero(~bad[np.ix_(rows, columns)])
         if len(good):
-            row, column = divmod(int(rng.choice(good)), len(columns))
+            row, column = divmod(int(good[rng.integers(len(good))]), len(columns))
             sources[i] = rows[row] * width + columns[column]
         else:
             free = np.flatnonzero(~bad[:, x])

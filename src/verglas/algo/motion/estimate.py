@@ -32,7 +32,7 @@ from verglas.algo.motion.pattern import weaken_pattern
 from verglas.algo.motion.whole import correlate_frames
 from verglas.model import MotionModel
 from verglas.ops.splines import spline_matrix
-from verglas.runtime import map_threads
+from verglas.runtime import map_threads, release_memory
 
 DRIFT_ANGSTROM = 1.5
 """Standard deviation of what a place moves on its own in a quarter of the movie."""
@@ -109,7 +109,8 @@ def estimate_motion(
     Parameters
     ----------
     bands
-        `(n, h, w)` half transforms from `transform_band`; a pattern of the camera is taken off in place.
+        `(n, h, w)` half transforms from `transform_band`. They are used up: a pattern of the camera is taken off in
+        place, and what is not needed any more is given back.
     band_shape
         Size of the images they are transforms of.
     shape
@@ -138,6 +139,7 @@ def estimate_motion(
     information = _fisher(weights, shares, whole)
     if settings.grid[:2] != (1, 1):
         aligned = _shift_frames(bands, whole, state.time_basis @ state.trajectory, band_shape)
+        _give_back(bands)
         weights, shares, limit, whole = _refine_locally(state, settings, aligned, scale, limit)
     model = _make_model(state, settings.pixel_size_angstrom)
     rings = np.arange(len(shares)) * whole.step
@@ -199,6 +201,7 @@ def _refine_locally(
     patches = map_threads(
         lambda i: cut_patch(frames, layout, i)[:, rows, :columns], range(len(layout.corners))
     )
+    _give_back(frames)
     weights, shares = _measure(patches, grid, _left_over(state, layout, undone))
     for part, rounds in ((0.4, 3), (1.0, 2)):
         limit = information_limit(weights, shares, grid)
@@ -216,6 +219,12 @@ def _refine_locally(
         )
         weights, shares = _measure(patches, grid, _left_over(state, layout, undone))
     return weights, shares, limit, grid
+
+
+def _give_back(values: Tensor) -> None:
+    """Give back the memory of values that are not needed any more, whoever has a name for them."""
+    values.set_(torch.empty(0, dtype=values.dtype).untyped_storage())
+    release_memory()
 
 
 def _left_over(state: _State, layout: Layout, undone: Tensor) -> list[Tensor]:

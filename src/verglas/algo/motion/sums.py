@@ -145,12 +145,12 @@ class FrameSums:
         add_displaced(read_rows, shifts, factors, self._sums[..., : self._shape[1]], gain)
 
     def plain(self) -> Float[Tensor, "y x"]:
-        """Sum of all frames."""
-        return self._sums[0, :, : self._shape[1]].clone()
+        """Sum of all frames, until :meth:`weighted` takes its place."""
+        return self._sums[0, :, : self._shape[1]]
 
     def even(self) -> Float[Tensor, "y x"]:
         """Sum of the second, fourth ... frame."""
-        return self._sums[-1, :, : self._shape[1]].clone()
+        return self._sums[-1, :, : self._shape[1]]
 
     def weighted(self) -> Float[Tensor, "y x"]:
         """Dose-weighted sum. It is made in the place of the others, so nothing else can be asked for afterwards."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from verglas.algo.motion.likelihood import Grid, align, limit_grid
 from verglas.ops.fft import fast_size
+from verglas.runtime import map_threads
 
 B_FACTORS = (1500.0, 400.0)
 """Pixels²; frequencies are weighted by exp(-2 B k²). RELION has 150, but here the likelihood follows."""
@@ -67,12 +68,16 @@ def _correlate_once(
         max(2, min(fine // 2 - 1, int(min(shape) / 8 / s))) for fine, s in zip(sizes, scale, strict=True)
     ]
     steps = torch.zeros(len(part), 2, dtype=torch.float64)
-    for i, own in enumerate(moved):
+
+    def find_step(i: int) -> None:
+        own = moved[i]
         product = torch.zeros(sizes[0], sizes[1] // 2 + 1, dtype=part.dtype, device=part.device)
         product[places, : len(grid.x)] = own * (total - own).conj() * weights
         maps = torch.fft.irfft2(product, s=sizes)
         maps = torch.roll(maps, (reach[0], reach[1]), (0, 1))[: 2 * reach[0] + 1, : 2 * reach[1] + 1]
         steps[i] = _find_peak(maps.cpu()) - torch.tensor(reach, dtype=torch.float64)
+
+    map_threads(find_step, range(len(moved)))
     return steps * torch.tensor(scale, dtype=torch.float64)
 
 
