@@ -1,0 +1,334 @@
+"""Principal components of the differences among particles, each particle in its own sampling.
+
+A particle, brought into the frame of the reference, is known by D = Σ c F / σ² and W = Σ c² / σ² at each Fourier
+voxel: what its views showed there, and how well. It is taken for a sample of
+
+    D = W (a μ + Σ z_i V_i) + noise of variance W,      a ~ N(1, s²),  z ~ N(0, 1)
+
+with the mean map μ, the particle's contrast a, and components V that are confined to a mask. μ, V and s are those of
+the greatest likelihood, found by expectation and maximisation (Tipping and Bishop 1999, probabilistic principal
+components; for maps Punjani and Fleet 2021). What a particle's views did not show counts for nothing, where
+emClarity subtracts the reference times the sampling function (Himes and Zhang 2018) and leaves the rest to the
+decomposition. As V is confined, the noise outside the mask does not matter.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from verglas.algo.classification.masked_band import BandMaps, MaskedBand, as_real
+from verglas.shapes import Values
+
+_ROUNDS = 100
+_ENOUGH = 1e-3
+_RIDGE = 0.05
+_LEAST_SPREAD = 0.05**2
+_FIRST_AMPLITUDE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class PartParticles:
+    """Some of the particles.
+
+    Parameters
+    ----------
+    data
+        `(p, k)` D.
+    weights
+        `(p, k)` W.
+    """
+
+    data: BandMaps
+    weights: Float[Tensor, "p k"]
+
+
+Parts = Callable[[], Iterator[PartParticles]]
+"""Reads all particles once, part by part, so that they need not be in memory together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """The mean and the components of particles.
+
+    Parameters
+    ----------
+    mean
+        `(1, k)` μ.
+    components
+        `(c, k)` V, orthogonal to each other and to μ, the strongest first; each as long as the standard deviation of
+        the particles along it.
+    contrast_spread
+        s, the standard deviation of the contrast.
+    gains
+        `(r,)` by how much each round raised the logarithm of the likelihood, for each particle.
+    """
+
+    mean: BandMaps
+    components: BandMaps
+    contrast_spread: float
+    gains: Values
+
+    @property
+    def maps(self) -> BandMaps:
+        """`(1 + c, k)` the mean and the components."""
+        return torch.cat([self.mean, self.components])
+
+    def amplitudes(self, band: MaskedBand) -> Values:
+        """`(c,)` length of each component over that of the mean, float64."""
+        squares = band.multiply(self.components, self.components).diagonal()
+        return (squares / band.multiply(self.mean, self.mean)[0, 0]).sqrt()
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """Where particles lie in a subspace.
+
+    Parameters
+    ----------
+    contrast
+        `(p,)` a.
+    means
+        `(p, c)` z as it is expected from the particle and from the prior.
+    right
+        `(p, c)` b: the likelihood of z is exp(b·z - z·G z / 2), the contrast as found.
+    precision
+        `(p, c, c)` G.
+    """
+
+    contrast: Values
+    means: Float[Tensor, "p c"]
+    right: Float[Tensor, "p c"]
+    precision: Float[Tensor, "p c c"]
+
+    def take(self, components: list[int]) -> "Coordinates":
+        """Keep some components only, as if the others were zero."""
+        return Coordinates(
+            self.contrast,
+            self.means[:, components],
+            self.right[:, components],
+            self.precision[:, components][:, :, components],
+        )
+
+
+def fit_subspace(
+    parts: Parts, band: MaskedBand, components: int, *, seed: int = 0, rounds: int = _ROUNDS
+) -> Subspace:
+    """Find the components of the greatest likelihood.
+
+    Parameters
+    ----------
+    parts
+        The particles.
+    band
+        Where the maps live.
+    components
+        How many, c.
+    seed
+        Of the maps that the search begins with.
+    rounds
+        At most so many; it ends when a round raises the logarithm of the likelihood by less than 0.001 a particle.
+    """
+    mean = _average(parts, band)
+    maps = torch.cat([mean, _guess(mean, band, components, seed)])
+    spread, gains, before = 0.2, [], -torch.inf
+    for _ in range(rounds):
+        sums = _expect(parts, band, maps, spread)
+        contrast = sums.contrast / sums.count
+        maps = _orthogonalise(_maximise(sums, band), sums.moments[1:, 1:] / sums.count, band)
+        # Only the product of contrast and mean is seen: the mean contrast is one.
+        maps[0] *= contrast
+        spread = max(_LEAST_SPREAD, float(sums.moments[0, 0]) / sums.count / contrast**2 - 1) ** 0.5
+        gain, before = sums.likelihood / sums.count - before, sums.likelihood / sums.count
+        gains.append(gain)
+        if abs(gain) < _ENOUGH:
+            break
+    found = maps[1:]
+    # Of either sign the one that adds more than it takes away.
+    peaks = band.to_volumes(found).flatten(1)
+    signs = peaks.gather(1, peaks.abs().argmax(1, keepdim=True)).sign()
+    return Subspace(maps[:1], found * signs, spread, torch.tensor(gains[1:], dtype=torch.float64))
+
+
+def locate_particles(parts: Parts, band: MaskedBand, subspace: Subspace) -> Coordinates:
+    """Find where the particles lie.
+
+    Parameters
+    ----------
+    parts
+        The particles.
+    band
+        Where the maps live.
+    subspace
+        The components.
+    """
+    found = []
+    for part in parts():
+        right, precision = _compare(part, band, subspace.maps)
+        mean, _ = _estimate(right, precision, subspace.contrast_spread)
+        contrast = mean[:, 0]
+        left = right[:, 1:] - precision[:, 1:, 0] * contrast[:, None]
+        found.append(Coordinates(contrast, mean[:, 1:], left, precision[:, 1:, 1:]))
+    return Coordinates(
+        torch.cat([one.contrast for one in found]),
+        torch.cat([one.means for one in found]),
+        torch.cat([one.right for one in found]),
+        torch.cat([one.precision for one in found]),
+    )
+
+
+def measure_agreement(components: BandMaps, first: BandMaps, second: BandMaps, band: MaskedBand) -> Values:
+    """Tell how far two sets of components that were found apart agree on each of a third.
+
+    A component is projected into the space of either set, and the two projections are correlated. One that is there
+    in both halves of the data has a correlation near 1, one made of noise a correlation near 0: the noise of one half
+    is not in the other.
+
+    Parameters
+    ----------
+    components
+        `(c, k)` of all particles.
+    first, second
+        `(c, k)` of each half set, orthogonal.
+    band
+        Where the maps live.
+
+    Returns
+    -------
+    Tensor
+        `(c,)` float64.
+    """
+    seen = [_project(components, other, band) for other in (first, second)]
+    cross = band.multiply(seen[0], seen[1]).diagonal()
+    squares = [band.multiply(one, one).diagonal() for one in seen]
+    return cross / (squares[0] * squares[1]).clamp(min=1e-300).sqrt()
+
+
+def _project(maps: BandMaps, onto: BandMaps, band: MaskedBand) -> BandMaps:
+    lengths = band.multiply(onto, onto).diagonal().clamp(min=1e-300)
+    shares = band.multiply(maps, onto) / lengths
+    projected: BandMaps = shares.to(maps) @ onto
+    return projected
+
+
+def _average(parts: Parts, band: MaskedBand) -> BandMaps:
+    sums, weights = torch.tensor(0.0), torch.tensor(0.0)
+    for part in parts():
+        sums, weights = sums + part.data.sum(0), weights + part.weights.sum(0)
+    return band.confine(divide_by_weights(sums[None], weights[None], band))
+
+
+def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: MaskedBand) -> BandMaps:
+    """Divide sums of D by sums of W, to each of which a twentieth of its shell's mean is added.
+
+    Parameters
+    ----------
+    sums, weights
+        `(n, k)`.
+    band
+        Where the maps live.
+    """
+    floor = _RIDGE * band.average_shells(weights.T).T
+    quotient: BandMaps = sums / (weights + floor).clamp(min=1e-30)
+    return quotient
+
+
+def _guess(mean: BandMaps, band: MaskedBand, count: int, seed: int) -> BandMaps:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(count, mean.shape[1], 2, generator=generator)
+    maps = _clear_mean(band.confine(torch.view_as_complex(values).to(mean.device)), mean, band)
+    lengths = band.multiply(maps, maps).diagonal().sqrt()
+    target = _FIRST_AMPLITUDE * float(band.multiply(mean, mean)) ** 0.5
+    return maps * (target / lengths).to(maps.real)[:, None]
+
+
+def _clear_mean(maps: BandMaps, mean: BandMaps, band: MaskedBand) -> BandMaps:
+    """Take out of maps what is along the mean: that is contrast."""
+    share = band.multiply(maps, mean) / band.multiply(mean, mean)
+    return maps - share.to(maps) * mean
+
+
+def _compare(
+    part: PartParticles, band: MaskedBand, maps: BandMaps
+) -> tuple[Float[Tensor, "p m"], Float[Tensor, "p m m"]]:
+    """Return b `(p, m)` and G `(p, m, m)` of the likelihood exp(b·u - u·G u / 2) of the shares u of maps, float64."""
+    right = 2 * (as_real(part.data) @ as_real(maps * band.counts).T).double()
+    rows, columns = torch.triu_indices(len(maps), len(maps))
+    products = 2 * band.counts * (maps[rows].conj() * maps[columns]).real
+    return right, _unfold((part.weights @ products.T).double(), len(maps))
+
+
+def _unfold(pairs: Float[Tensor, "p t"], size: int) -> Float[Tensor, "p m m"]:
+    """Symmetric matrices from their upper triangles."""
+    rows, columns = torch.triu_indices(size, size)
+    whole = pairs.new_zeros(len(pairs), size, size)
+    whole[:, rows, columns] = pairs
+    whole[:, columns, rows] = pairs
+    return whole
+
+
+def _estimate(right: Tensor, precision: Tensor, spread: float) -> tuple[Tensor, Tensor]:
+    """Mean `(p, m)` and covariance `(p, m, m)` of the shares, the prior included."""
+    prior = torch.ones(right.shape[1], dtype=right.dtype, device=right.device)
+    prior[0] = spread**-2
+    covariance = torch.linalg.inv(precision + torch.diag(prior))
+    expected = right.clone()
+    expected[:, 0] += prior[0]
+    return (covariance @ expected[..., None])[..., 0], covariance
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What maximisation needs of all: per voxel Σ W E[u uᵀ] and Σ D E[u]; Σ E[u uᵀ], Σ E[a], and how likely."""
+
+    left: Float[Tensor, "k t"]
+    right: Float[Tensor, "k m 2"]
+    moments: Float[Tensor, "m m"]
+    contrast: float
+    likelihood: float
+    count: int
+
+
+def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spread: float) -> _Sums:
+    count, voxels = maps.shape
+    rows, columns = torch.triu_indices(count, count)
+    left = maps.real.new_zeros(voxels, len(rows))
+    right = maps.real.new_zeros(voxels, count, 2)
+    moments = torch.zeros(count, count, dtype=torch.float64, device=maps.device)
+    contrast, likelihood, particles = 0.0, 0.0, 0
+    for part in parts():
+        forces, precision = _compare(part, band, maps)
+        mean, covariance = _estimate(forces, precision, spread)
+        second = covariance + mean[:, :, None] * mean[:, None, :]
+        left += part.weights.T @ second[:, rows, columns].to(left)
+        right += (as_real(part.data).T @ mean.to(left)).reshape(voxels, 2, count).transpose(1, 2)
+        moments += second.sum(0)
+        contrast += float(mean[:, 0].sum())
+        expected = forces.clone()
+        expected[:, 0] += spread**-2
+        likelihood += 0.5 * float((expected * mean).sum() + torch.linalg.slogdet(covariance)[1].sum())
+        likelihood -= len(mean) * (0.5 * spread**-2 + float(torch.log(torch.tensor(spread))))
+        particles += len(mean)
+    return _Sums(left, right, moments, contrast, likelihood, particles)
+
+
+def _maximise(sums: _Sums, band: MaskedBand) -> BandMaps:
+    """Solve for the maps, voxel by voxel, and confine them to the mask."""
+    size = sums.right.shape[1]
+    left = _unfold(sums.left, size)
+    ridge = _RIDGE * band.average_shells(left.diagonal(dim1=1, dim2=2))
+    left = left + torch.diag_embed(ridge.clamp(min=1e-30))
+    maps = torch.view_as_complex(torch.linalg.solve(left, sums.right).contiguous())
+    return band.confine(maps.T.contiguous())
+
+
+def _orthogonalise(maps: BandMaps, spread: Float[Tensor, "c c"], band: MaskedBand) -> BandMaps:
+    """Turn components into the principal axes of the particles' shares of them, so that these have unit variance."""
+    mean, components = maps[:1], _clear_mean(maps[1:], maps[:1], band)
+    root = torch.linalg.cholesky(spread + 1e-12 * torch.eye(len(spread)).to(spread))
+    # The columns of `components` times the root have covariance one; their singular vectors are the axes.
+    scaled = root.T.to(components) @ components
+    vectors = torch.linalg.eigh(band.multiply(scaled, scaled)).eigenvectors
+    return torch.cat([mean, vectors.flip(1).T.to(components) @ scaled])
