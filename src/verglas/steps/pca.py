@@ -1,5 +1,6 @@
 """`pca`: what differs among particles, as principal components of their differences from the mean."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -151,7 +152,7 @@ def summarise(results: dict[str, ItemResult], params: PcaParams, folder: Path) -
     write_particles(folder / "particles.star", placed, {one.series.name: one.series for one in used})
     _write_components(folder, strengths, agreement)
     figures = _write_maps(folder, places, whole)
-    return _describe(params, placed, whole, strengths, agreement, figures)
+    return _describe(params, placed, whole, places, figures)
 
 
 def _mask_band(params: PcaParams, pixel: float, box: int) -> "MaskedBand":
@@ -218,7 +219,7 @@ def _write_maps(folder: Path, places: Places, whole: "Subspace") -> list[Figure]
     from verglas.figures.classification import draw_components, draw_places, draw_strengths
     from verglas.io.mrc import write_mrc
 
-    voxel = places.voxel_size_angstrom
+    voxel, strengths = places.voxel_size_angstrom, whole.amplitudes(places.band).numpy()
     mean, *components = places.band.to_volumes(whole.maps).numpy()
     maps = {"mean": mean, "mask": places.band.mask.numpy()}
     rows = []
@@ -229,10 +230,9 @@ def _write_maps(folder: Path, places: Places, whole: "Subspace") -> list[Figure]
             f"component_{number}_minus": low,
             f"component_{number}_plus": high,
         }
-        rows.append((f"component {number}", low, high, component))
+        rows.append((f"{number}: {100 * strengths[number - 1]:.0f} %", low, high, component))
     for name, volume in maps.items():
         write_mrc(folder / f"maps/{name}.mrc", volume.astype(np.float32), voxel_size_angstrom=voxel)
-    strengths = whole.amplitudes(places.band).numpy()
     draw_strengths(strengths, places.agreement, AGREED, folder / "figures/strengths.png")
     draw_components(rows[:_ROWS], voxel, folder / "figures/components.png")
     shares = 100 * places.coordinates.means.numpy() * strengths
@@ -256,11 +256,14 @@ def _describe(
     params: PcaParams,
     placed: Particles,
     whole: "Subspace",
-    strengths: npt.NDArray[np.float64],
-    agreement: npt.NDArray[np.float64],
+    places: Places,
     figures: list[Figure],
 ) -> Summary:
+    strengths, agreement = whole.amplitudes(places.band), places.agreement
     agreed = int((agreement >= AGREED).sum())
+    contrast = float(whole.spreads[0])
+    shift = places.voxel_size_angstrom * float(whole.spreads[1:4].square().mean().sqrt())
+    turn = math.degrees(float(whole.spreads[4:].square().mean().sqrt()))
     warnings = []
     if not agreed:
         warnings.append(
@@ -272,9 +275,11 @@ def _describe(
         "strongest": Value(
             round(100 * float(strengths[0]), 1), "%", "of the mean map, its spread among particles"
         ),
-        "contrast": Value(
-            round(100 * whole.contrast_spread, 1), "%", "by which the particles' contrast varies"
+        "contrast": Value(round(100 * contrast, 1), "%", "by which that of the particles varies"),
+        "turn": Value(
+            round(turn, 1), "degrees", "by which orientations are off, about each axis; allowed for"
         ),
+        "shift": Value(round(shift, 1), "Å", "by which positions are off, along each axis; allowed for"),
     }
     return Summary(figures, values, warnings, ["particles.star", "components.star"])
 

@@ -1,5 +1,6 @@
 """Maps that are limited twice: to a band of Fourier voxels, and to a mask in space."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +43,27 @@ class MaskedBand:
 
     def confine(self, maps: BandMaps) -> BandMaps:
         """Mask maps in space and take them back to the band."""
-        masked = torch.fft.ifftshift(self.to_volumes(maps) * self.mask, dim=(1, 2, 3))
-        kept: Tensor = torch.fft.rfftn(masked, dim=(1, 2, 3)).flatten(1)[:, self.index]
+        return self.to_band(self.to_volumes(maps) * self.mask)
+
+    def to_band(self, volumes: Float[Tensor, "n z y x"]) -> BandMaps:
+        """`(n, k)` transforms of maps, their middle at voxel `n // 2`, at the voxels of the band."""
+        shifted = torch.fft.ifftshift(volumes, dim=(1, 2, 3))
+        kept: Tensor = torch.fft.rfftn(shifted, dim=(1, 2, 3)).flatten(1)[:, self.index]
         return kept
+
+    def pose_maps(self, mean: BandMaps) -> BandMaps:
+        """`(6, k)` how a map `(1, k)` changes per voxel moved along x, y, z, and per radian turned about each."""
+        size = self.mask.shape[0]
+        axis = torch.fft.fftfreq(size, 1 / size, device=mean.device)
+        half = torch.arange(size // 2 + 1, dtype=axis.dtype, device=mean.device)
+        places = torch.meshgrid(axis, axis, half, indexing="ij")[::-1]
+        steps = torch.stack([place.reshape(-1)[self.index] for place in places])
+        moved = -2j * math.pi / size * steps * mean
+        line = torch.arange(size, dtype=axis.dtype, device=mean.device) - size // 2
+        x, y, z = torch.meshgrid(line, line, line, indexing="ij")[::-1]
+        fx, fy, fz = self.to_volumes(moved)
+        turned = torch.stack([y * fz - z * fy, z * fx - x * fz, x * fy - y * fx])
+        return torch.cat([moved, self.to_band(turned)])
 
     def multiply(self, first: BandMaps, second: BandMaps) -> Float[Tensor, "n m"]:
         """`(n, m)` inner products 2 Σ Re(conj(a) b) over the half space, float64."""

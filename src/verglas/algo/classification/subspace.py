@@ -3,15 +3,17 @@
 A particle, brought into the frame of the reference, is known by D = Σ c F / σ² and W = Σ c² / σ² at each Fourier
 voxel: what its views showed there, and how well. It is taken for a sample of
 
-    D = W (a μ + Σ z_i V_i) + noise of variance W,      a ~ N(1, s²),  z ~ N(0, 1)
+    D = W (a μ + Σ e_j P_j + Σ z_i V_i) + noise of variance W,    a ~ N(1, s²),  e_j ~ N(0, t_j²),  z_i ~ N(0, 1)
 
-with the mean map μ, the particle's contrast a, and components V that are confined to a mask. μ, V and s are those of
-the greatest likelihood, found by expectation and maximisation (Tipping and Bishop 1999, probabilistic principal
-components; for maps Punjani and Fleet 2021). What a particle's views did not show counts for nothing, where
-emClarity subtracts the reference times the sampling function (Himes and Zhang 2018) and leaves the rest to the
-decomposition. As V is confined, the noise outside the mask does not matter.
+with the mean map μ, the particle's contrast a, the six changes P_j of the mean as it moves and turns, which take up
+what is wrong with the particle's pose, and components V, confined to a mask. μ, V, s and t are those of the greatest
+likelihood, found by expectation and maximisation (Tipping and Bishop 1999, probabilistic principal components; for
+maps Punjani and Fleet 2021). What a particle's views did not show counts for nothing, where emClarity subtracts the
+reference times the sampling function (Himes and Zhang 2018) and leaves the rest to the decomposition. As V is
+confined, the noise outside the mask does not matter.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,8 +27,11 @@ from verglas.shapes import Values
 _ROUNDS = 100
 _ENOUGH = 1e-3
 _RIDGE = 0.05
-_LEAST_SPREAD = 0.05**2
+_LEAST_VARIANCE = 1e-4
 _FIRST_AMPLITUDE = 0.1
+_FIRST_SPREADS = (0.2, *[0.3] * 3, *[math.radians(3.0)] * 3)
+_GIVEN = len(_FIRST_SPREADS)
+"""The mean and the changes of its pose come before the components."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +63,18 @@ class Subspace:
     mean
         `(1, k)` μ.
     components
-        `(c, k)` V, orthogonal to each other and to μ, the strongest first; each as long as the standard deviation of
-        the particles along it.
-    contrast_spread
-        s, the standard deviation of the contrast.
+        `(c, k)` V, orthogonal to each other, to μ and to P, the strongest first; each as long as the standard
+        deviation of the particles along it.
+    spreads
+        `(7,)` standard deviations: s of the contrast, and t of what is wrong with the poses, three in voxels and
+        three in radians.
     gains
         `(r,)` by how much each round raised the logarithm of the likelihood, for each particle.
     """
 
     mean: BandMaps
     components: BandMaps
-    contrast_spread: float
+    spreads: Values
     gains: Values
 
     @property
@@ -93,7 +99,7 @@ class Coordinates:
     means
         `(p, c)` z as it is expected from the particle and from the prior.
     right
-        `(p, c)` b: the likelihood of z is exp(b·z - z·G z / 2), the contrast as found.
+        `(p, c)` b: the likelihood of z is exp(b·z - z·G z / 2), contrast and pose as found.
     precision
         `(p, c, c)` G.
     """
@@ -132,24 +138,27 @@ def fit_subspace(
         At most so many; it ends when a round raises the logarithm of the likelihood by less than 0.001 a particle.
     """
     mean = _average(parts, band)
-    maps = torch.cat([mean, _guess(mean, band, components, seed)])
-    spread, gains, before = 0.2, [], -torch.inf
+    maps = torch.cat([mean, band.pose_maps(mean), _guess(mean, band, components, seed)])
+    maps[_GIVEN:] = _clear(maps[_GIVEN:], maps[:_GIVEN], band)
+    spreads = torch.tensor(_FIRST_SPREADS, dtype=torch.float64)
+    gains, before = [], -math.inf
     for _ in range(rounds):
-        sums = _expect(parts, band, maps, spread)
+        sums = _expect(parts, band, maps, spreads)
         contrast = sums.contrast / sums.count
-        maps = _orthogonalise(_maximise(sums, band), sums.moments[1:, 1:] / sums.count, band)
+        moments = sums.moments / sums.count
         # Only the product of contrast and mean is seen: the mean contrast is one.
-        maps[0] *= contrast
-        spread = max(_LEAST_SPREAD, float(sums.moments[0, 0]) / sums.count / contrast**2 - 1) ** 0.5
+        moments[0, 0] = moments[0, 0] / contrast**2 - 1
+        maps = _orthogonalise(_maximise(sums, maps, band), contrast, moments[_GIVEN:, _GIVEN:], band)
+        spreads = moments.diagonal()[:_GIVEN].clamp(min=_LEAST_VARIANCE).sqrt()
         gain, before = sums.likelihood / sums.count - before, sums.likelihood / sums.count
         gains.append(gain)
         if abs(gain) < _ENOUGH:
             break
-    found = maps[1:]
+    found = maps[_GIVEN:]
     # Of either sign the one that adds more than it takes away.
     peaks = band.to_volumes(found).flatten(1)
     signs = peaks.gather(1, peaks.abs().argmax(1, keepdim=True)).sign()
-    return Subspace(maps[:1], found * signs, spread, torch.tensor(gains[1:], dtype=torch.float64))
+    return Subspace(maps[:1], found * signs, spreads, torch.tensor(gains[1:], dtype=torch.float64))
 
 
 def locate_particles(parts: Parts, band: MaskedBand, subspace: Subspace) -> Coordinates:
@@ -164,13 +173,20 @@ def locate_particles(parts: Parts, band: MaskedBand, subspace: Subspace) -> Coor
     subspace
         The components.
     """
+    maps = torch.cat([subspace.mean, band.pose_maps(subspace.mean), subspace.components])
     found = []
     for part in parts():
-        right, precision = _compare(part, band, subspace.maps)
-        mean, _ = _estimate(right, precision, subspace.contrast_spread)
-        contrast = mean[:, 0]
-        left = right[:, 1:] - precision[:, 1:, 0] * contrast[:, None]
-        found.append(Coordinates(contrast, mean[:, 1:], left, precision[:, 1:, 1:]))
+        right, precision = _compare(part, band, maps)
+        mean, _ = _estimate(right, precision, subspace.spreads)
+        taken = precision[:, _GIVEN:, :_GIVEN] @ mean[:, :_GIVEN, None]
+        found.append(
+            Coordinates(
+                mean[:, 0],
+                mean[:, _GIVEN:],
+                right[:, _GIVEN:] - taken[..., 0],
+                precision[:, _GIVEN:, _GIVEN:],
+            )
+        )
     return Coordinates(
         torch.cat([one.contrast for one in found]),
         torch.cat([one.means for one in found]),
@@ -206,20 +222,6 @@ def measure_agreement(components: BandMaps, first: BandMaps, second: BandMaps, b
     return cross / (squares[0] * squares[1]).clamp(min=1e-300).sqrt()
 
 
-def _project(maps: BandMaps, onto: BandMaps, band: MaskedBand) -> BandMaps:
-    lengths = band.multiply(onto, onto).diagonal().clamp(min=1e-300)
-    shares = band.multiply(maps, onto) / lengths
-    projected: BandMaps = shares.to(maps) @ onto
-    return projected
-
-
-def _average(parts: Parts, band: MaskedBand) -> BandMaps:
-    sums, weights = torch.tensor(0.0), torch.tensor(0.0)
-    for part in parts():
-        sums, weights = sums + part.data.sum(0), weights + part.weights.sum(0)
-    return band.confine(divide_by_weights(sums[None], weights[None], band))
-
-
 def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: MaskedBand) -> BandMaps:
     """Divide sums of D by sums of W, to each of which a twentieth of its shell's mean is added.
 
@@ -235,19 +237,35 @@ def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: Maske
     return quotient
 
 
+def _average(parts: Parts, band: MaskedBand) -> BandMaps:
+    sums, weights = torch.tensor(0.0), torch.tensor(0.0)
+    for part in parts():
+        sums, weights = sums + part.data.sum(0), weights + part.weights.sum(0)
+    return band.confine(divide_by_weights(sums[None], weights[None], band))
+
+
 def _guess(mean: BandMaps, band: MaskedBand, count: int, seed: int) -> BandMaps:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(count, mean.shape[1], 2, generator=generator)
-    maps = _clear_mean(band.confine(torch.view_as_complex(values).to(mean.device)), mean, band)
+    maps = band.confine(torch.view_as_complex(values).to(mean.device))
     lengths = band.multiply(maps, maps).diagonal().sqrt()
     target = _FIRST_AMPLITUDE * float(band.multiply(mean, mean)) ** 0.5
-    return maps * (target / lengths).to(maps.real)[:, None]
+    scaled: BandMaps = maps * (target / lengths).to(maps.real)[:, None]
+    return scaled
 
 
-def _clear_mean(maps: BandMaps, mean: BandMaps, band: MaskedBand) -> BandMaps:
-    """Take out of maps what is along the mean: that is contrast."""
-    share = band.multiply(maps, mean) / band.multiply(mean, mean)
-    return maps - share.to(maps) * mean
+def _clear(maps: BandMaps, given: BandMaps, band: MaskedBand) -> BandMaps:
+    """Take out of maps what the mean and the changes of its pose can make."""
+    shares = torch.linalg.solve(band.multiply(given, given), band.multiply(given, maps))
+    cleared: BandMaps = maps - shares.T.to(maps) @ given
+    return cleared
+
+
+def _project(maps: BandMaps, onto: BandMaps, band: MaskedBand) -> BandMaps:
+    """Project maps into the space of others, which are orthogonal."""
+    lengths = band.multiply(onto, onto).diagonal().clamp(min=1e-300)
+    projected: BandMaps = (band.multiply(maps, onto) / lengths).to(maps) @ onto
+    return projected
 
 
 def _compare(
@@ -261,7 +279,7 @@ def _compare(
 
 
 def _unfold(pairs: Float[Tensor, "p t"], size: int) -> Float[Tensor, "p m m"]:
-    """Symmetric matrices from their upper triangles."""
+    """Make symmetric matrices of their upper triangles."""
     rows, columns = torch.triu_indices(size, size)
     whole = pairs.new_zeros(len(pairs), size, size)
     whole[:, rows, columns] = pairs
@@ -269,10 +287,10 @@ def _unfold(pairs: Float[Tensor, "p t"], size: int) -> Float[Tensor, "p m m"]:
     return whole
 
 
-def _estimate(right: Tensor, precision: Tensor, spread: float) -> tuple[Tensor, Tensor]:
+def _estimate(right: Tensor, precision: Tensor, spreads: Values) -> tuple[Tensor, Tensor]:
     """Mean `(p, m)` and covariance `(p, m, m)` of the shares, the prior included."""
     prior = torch.ones(right.shape[1], dtype=right.dtype, device=right.device)
-    prior[0] = spread**-2
+    prior[:_GIVEN] = spreads**-2
     covariance = torch.linalg.inv(precision + torch.diag(prior))
     expected = right.clone()
     expected[:, 0] += prior[0]
@@ -291,7 +309,7 @@ class _Sums:
     count: int
 
 
-def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spread: float) -> _Sums:
+def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spreads: Values) -> _Sums:
     count, voxels = maps.shape
     rows, columns = torch.triu_indices(count, count)
     left = maps.real.new_zeros(voxels, len(rows))
@@ -300,35 +318,59 @@ def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spread: float) -> _S
     contrast, likelihood, particles = 0.0, 0.0, 0
     for part in parts():
         forces, precision = _compare(part, band, maps)
-        mean, covariance = _estimate(forces, precision, spread)
+        mean, covariance = _estimate(forces, precision, spreads)
         second = covariance + mean[:, :, None] * mean[:, None, :]
         left += part.weights.T @ second[:, rows, columns].to(left)
         right += (as_real(part.data).T @ mean.to(left)).reshape(voxels, 2, count).transpose(1, 2)
         moments += second.sum(0)
         contrast += float(mean[:, 0].sum())
-        expected = forces.clone()
-        expected[:, 0] += spread**-2
-        likelihood += 0.5 * float((expected * mean).sum() + torch.linalg.slogdet(covariance)[1].sum())
-        likelihood -= len(mean) * (0.5 * spread**-2 + float(torch.log(torch.tensor(spread))))
+        likelihood += 0.5 * float((forces * mean).sum() + mean[:, 0].sum() / spreads[0] ** 2)
+        likelihood += 0.5 * float(torch.linalg.slogdet(covariance)[1].sum())
         particles += len(mean)
+    likelihood -= particles * float(0.5 / spreads[0] ** 2 + spreads.log().sum())
     return _Sums(left, right, moments, contrast, likelihood, particles)
 
 
-def _maximise(sums: _Sums, band: MaskedBand) -> BandMaps:
-    """Solve for the maps, voxel by voxel, and confine them to the mask."""
-    size = sums.right.shape[1]
-    left = _unfold(sums.left, size)
+def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
+    """Solve for the mean and the components, voxel by voxel, and confine them to the mask."""
+    size = len(maps)
+    free = [0, *range(_GIVEN, size)]
+    whole = _unfold(sums.left, size)
+    poses = torch.view_as_real(maps[1:_GIVEN].T.contiguous())
+    right = sums.right[:, free] - whole[:, free, 1:_GIVEN] @ poses
+    left = whole[:, free][:, :, free]
     ridge = _RIDGE * band.average_shells(left.diagonal(dim1=1, dim2=2))
     left = left + torch.diag_embed(ridge.clamp(min=1e-30))
-    maps = torch.view_as_complex(torch.linalg.solve(left, sums.right).contiguous())
-    return band.confine(maps.T.contiguous())
+    solved = torch.view_as_complex(torch.linalg.solve(left, right).contiguous())
+    return band.confine(solved.T.contiguous())
 
 
-def _orthogonalise(maps: BandMaps, spread: Float[Tensor, "c c"], band: MaskedBand) -> BandMaps:
-    """Turn components into the principal axes of the particles' shares of them, so that these have unit variance."""
-    mean, components = maps[:1], _clear_mean(maps[1:], maps[:1], band)
+def _orthogonalise(
+    maps: BandMaps, contrast: float, spread: Float[Tensor, "c c"], band: MaskedBand
+) -> BandMaps:
+    """Turn components into the principal axes of the particles' shares of them, so that these have unit variance.
+
+    Parameters
+    ----------
+    maps
+        `(1 + c, k)` mean and components.
+    contrast
+        Mean contrast, by which the mean is multiplied.
+    spread
+        Second moments of the shares.
+    band
+        Where the maps live.
+
+    Returns
+    -------
+    Tensor
+        `(7 + c, k)` mean, changes of its pose, components.
+    """
+    mean = contrast * maps[:1]
+    given = torch.cat([mean, band.pose_maps(mean)])
+    components = _clear(maps[1:], given, band)
+    # Shares of the columns of `components` times the root have unit covariance; their singular vectors are the axes.
     root = torch.linalg.cholesky(spread + 1e-12 * torch.eye(len(spread)).to(spread))
-    # The columns of `components` times the root have covariance one; their singular vectors are the axes.
     scaled = root.T.to(components) @ components
     vectors = torch.linalg.eigh(band.multiply(scaled, scaled)).eigenvectors
-    return torch.cat([mean, vectors.flip(1).T.to(components) @ scaled])
+    return torch.cat([given, vectors.flip(1).T.to(components) @ scaled])
