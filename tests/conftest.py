@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import verglas  # noqa: F401 -- before torch, whose threads it tells to sleep
 from tests import typecheck
 
 # Every public op is run with its shape annotations enforced. Not the kernels, which numba compiles.
