@@ -26,7 +26,7 @@ from verglas.shapes import Values
 
 _ROUNDS = 100
 _ENOUGH = 1e-3
-_RIDGE = 0.05
+_LEAST_SHARE = 0.05
 _LEAST_VARIANCE = 1e-4
 _FIRST_AMPLITUDE = 0.1
 _FIRST_SPREADS = (0.2, *[0.3] * 3, *[math.radians(3.0)] * 3)
@@ -144,12 +144,14 @@ def fit_subspace(
     gains, before = [], -math.inf
     for _ in range(rounds):
         sums = _expect(parts, band, maps, spreads)
-        contrast = sums.contrast / sums.count
-        moments = sums.moments / sums.count
-        # Only the product of contrast and mean is seen: the mean contrast is one.
-        moments[0, 0] = moments[0, 0] / contrast**2 - 1
-        maps = _orthogonalise(_maximise(sums, maps, band), contrast, moments[_GIVEN:, _GIVEN:], band)
-        spreads = moments.diagonal()[:_GIVEN].clamp(min=_LEAST_VARIANCE).sqrt()
+        centre, moments = sums.shares / sums.count, sums.moments / sums.count
+        solved = _maximise(sums, maps, band)
+        # What all have in common is the mean: their mean contrast is one, and their mean share of a component none.
+        mean = centre[0] * solved[:1] + centre[None, _GIVEN:].to(solved) @ solved[1:]
+        within = moments - centre[:, None] * centre
+        maps = _orthogonalise(mean, solved[1:], within[_GIVEN:, _GIVEN:], band)
+        variances = torch.cat([within[:1, 0] / centre[0] ** 2, moments.diagonal()[1:_GIVEN]])
+        spreads = variances.clamp(min=_LEAST_VARIANCE).sqrt()
         gain, before = sums.likelihood / sums.count - before, sums.likelihood / sums.count
         gains.append(gain)
         if abs(gain) < _ENOUGH:
@@ -223,7 +225,7 @@ def measure_agreement(components: BandMaps, first: BandMaps, second: BandMaps, b
 
 
 def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: MaskedBand) -> BandMaps:
-    """Divide sums of D by sums of W, to each of which a twentieth of its shell's mean is added.
+    """Divide sums of D by sums of W, each of which counts as a twentieth of its shell's mean at least.
 
     Parameters
     ----------
@@ -232,8 +234,8 @@ def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: Maske
     band
         Where the maps live.
     """
-    floor = _RIDGE * band.average_shells(weights.T).T
-    quotient: BandMaps = sums / (weights + floor).clamp(min=1e-30)
+    least = _LEAST_SHARE * band.average_shells(weights.T).T
+    quotient: BandMaps = sums / torch.maximum(weights, least).clamp(min=1e-30)
     return quotient
 
 
@@ -299,12 +301,12 @@ def _estimate(right: Tensor, precision: Tensor, spreads: Values) -> tuple[Tensor
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What maximisation needs of all: per voxel Σ W E[u uᵀ] and Σ D E[u]; Σ E[u uᵀ], Σ E[a], and how likely."""
+    """What maximisation needs of all: per voxel Σ W E[u uᵀ] and Σ D E[u]; Σ E[u uᵀ], Σ E[u], and how likely."""
 
     left: Float[Tensor, "k t"]
     right: Float[Tensor, "k m 2"]
     moments: Float[Tensor, "m m"]
-    contrast: float
+    shares: Float[Tensor, " m"]
     likelihood: float
     count: int
 
@@ -315,7 +317,8 @@ def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spreads: Values) -> 
     left = maps.real.new_zeros(voxels, len(rows))
     right = maps.real.new_zeros(voxels, count, 2)
     moments = torch.zeros(count, count, dtype=torch.float64, device=maps.device)
-    contrast, likelihood, particles = 0.0, 0.0, 0
+    shares = torch.zeros(count, dtype=torch.float64, device=maps.device)
+    likelihood, particles = 0.0, 0
     for part in parts():
         forces, precision = _compare(part, band, maps)
         mean, covariance = _estimate(forces, precision, spreads)
@@ -323,12 +326,12 @@ def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spreads: Values) -> 
         left += part.weights.T @ second[:, rows, columns].to(left)
         right += (as_real(part.data).T @ mean.to(left)).reshape(voxels, 2, count).transpose(1, 2)
         moments += second.sum(0)
-        contrast += float(mean[:, 0].sum())
+        shares += mean.sum(0)
         likelihood += 0.5 * float((forces * mean).sum() + mean[:, 0].sum() / spreads[0] ** 2)
         likelihood += 0.5 * float(torch.linalg.slogdet(covariance)[1].sum())
         particles += len(mean)
     likelihood -= particles * float(0.5 / spreads[0] ** 2 + spreads.log().sum())
-    return _Sums(left, right, moments, contrast, likelihood, particles)
+    return _Sums(left, right, moments, shares, likelihood, particles)
 
 
 def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
@@ -339,25 +342,24 @@ def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
     poses = torch.view_as_real(maps[1:_GIVEN].T.contiguous())
     right = sums.right[:, free] - whole[:, free, 1:_GIVEN] @ poses
     left = whole[:, free][:, :, free]
-    ridge = _RIDGE * band.average_shells(left.diagonal(dim1=1, dim2=2))
-    left = left + torch.diag_embed(ridge.clamp(min=1e-30))
+    known = left.diagonal(dim1=1, dim2=2)
+    lacking = (_LEAST_SHARE * band.average_shells(known) - known).clamp(min=1e-30)
+    left = left + torch.diag_embed(lacking)
     solved = torch.view_as_complex(torch.linalg.solve(left, right).contiguous())
     return band.confine(solved.T.contiguous())
 
 
 def _orthogonalise(
-    maps: BandMaps, contrast: float, spread: Float[Tensor, "c c"], band: MaskedBand
+    mean: BandMaps, components: BandMaps, spread: Float[Tensor, "c c"], band: MaskedBand
 ) -> BandMaps:
     """Turn components into the principal axes of the particles' shares of them, so that these have unit variance.
 
     Parameters
     ----------
-    maps
-        `(1 + c, k)` mean and components.
-    contrast
-        Mean contrast, by which the mean is multiplied.
+    mean, components
+        `(1, k)` and `(c, k)`.
     spread
-        Second moments of the shares.
+        Covariance of the shares.
     band
         Where the maps live.
 
@@ -366,11 +368,10 @@ def _orthogonalise(
     Tensor
         `(7 + c, k)` mean, changes of its pose, components.
     """
-    mean = contrast * maps[:1]
     given = torch.cat([mean, band.pose_maps(mean)])
-    components = _clear(maps[1:], given, band)
-    # Shares of the columns of `components` times the root have unit covariance; their singular vectors are the axes.
+    cleared = _clear(components, given, band)
+    # Shares of the maps below have unit covariance; the maps' singular vectors are the axes.
     root = torch.linalg.cholesky(spread + 1e-12 * torch.eye(len(spread)).to(spread))
-    scaled = root.T.to(components) @ components
+    scaled = root.T.to(cleared) @ cleared
     vectors = torch.linalg.eigh(band.multiply(scaled, scaled)).eigenvectors
-    return torch.cat([given, vectors.flip(1).T.to(components) @ scaled])
+    return torch.cat([given, vectors.flip(1).T.to(cleared) @ scaled])
