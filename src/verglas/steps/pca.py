@@ -244,7 +244,7 @@ def _write_maps(folder: Path, places: Places, whole: "Subspace") -> list[Figure]
         ),
         Figure(
             "figures/components.png",
-            "the mean map less and plus two standard deviations of each component, and the component: bright is more",
+            "the mean map less and plus two standard deviations of each component, and the component: red is more",
         ),
         Figure(
             "figures/places.png", "where the particles lie among the components, in percent of the mean map"
