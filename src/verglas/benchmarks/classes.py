@@ -36,7 +36,7 @@ def run(quick: bool) -> Iterator[Figure]:
     base = (
         Mixture("nothing", series=1, side=192, copies=24, tilt_step_deg=6.0)
         if quick
-        else Mixture("nothing", series=3, copies=60)
+        else Mixture("nothing", series=4)
     )
     for lacking in ("small subunit",) if quick else ("small subunit", "stalk"):
         with tempfile.TemporaryDirectory(prefix="verglas-classes-") as scratch:
