@@ -4,6 +4,7 @@ The blocks of a page run in its order in one folder, a copy of a small project t
 programs has: `warp_tiltseries/`, `etomo/`, `aretomo/`, `AlignTiltSeries/`, `fixedStacks/`, `serialem/`, `J12/`.
 """
 
+import json
 import os
 import re
 import runpy
@@ -157,6 +158,8 @@ def test_blocks_run(page, project, tmp_path, monkeypatch):
     shutil.copytree(project, folder)
     monkeypatch.chdir(folder)
     names: dict[str, object] = {"__name__": "__main__"}
+    before = set(folder.rglob("job.json"))
+    named: set[str] = set()
     for block in list_blocks(page):
         if block.reason or block.language not in RUN:
             continue
@@ -165,6 +168,13 @@ def test_blocks_run(page, project, tmp_path, monkeypatch):
             exec(compile(block.code, where, "exec"), names)
         else:
             run_in_shell(block.code, where)
+            named |= set(re.findall(r"^verglas .*?--out (\S+)", block.code, re.M))
+    jobs = [json.loads(path.read_text()) for path in set(folder.rglob("job.json")) - before]
+    assert len(jobs) >= len(named)
+    for job in jobs:
+        last = job["runs"][-1]
+        assert last["finished"], job["step"]
+        assert last["failed"] == 0, job["step"]
 
 
 def run_in_shell(code: str, where: str) -> None:

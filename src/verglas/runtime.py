@@ -57,16 +57,24 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def map_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call `function` on all items in as many threads as torch may use, each of them with one thread of torch.
+def map_threads(function: Callable[[T], R], items: Iterable[T], threads: int | None = None) -> list[R]:
+    """Call `function` on all items in threads, each of them with one thread of torch; results in order.
 
     For work on whole images this is faster than threads within each operation, which wait for each other after every
     one, and what a part of the work gives does not depend on the number of threads.
+
+    Parameters
+    ----------
+    function, items
+        The work, and its parts.
+    threads
+        How many; none is as many as torch may use.
     """
     import torch
 
     items = list(items)
-    threads = torch.get_num_threads()
+    usual = torch.get_num_threads()
+    threads = usual if threads is None else threads
     if threads == 1 or len(items) == 1:
         return [function(item) for item in items]
     # A thread that starts takes the number that is set when it first asks.
@@ -75,7 +83,7 @@ def map_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(function, items))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(usual)
 
 
 @contextmanager

@@ -13,21 +13,14 @@ from verglas.io.imod import ImodAlignment, read_tlt, read_xf, tilt_series_from_i
 from verglas.io.star import read_star, read_table
 from verglas.io.warp import read_warp_xml, tilt_series_from_warp
 from verglas.model import Optics, TiltSeries
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import projection_matrices, series_matrices
 
 SHAPE = (630, 652)
 PIXEL = 10.0
 
 
 def matrices(series: TiltSeries) -> np.ndarray:
-    return projection_matrices(
-        x_tilt_deg=torch.tensor(series.x_tilt_deg),
-        y_tilt_deg=torch.tensor(series.y_tilt_deg),
-        z_rot_deg=torch.tensor(series.z_rot_deg),
-        x_shift_angstrom=torch.tensor(series.x_shift_angstrom),
-        y_shift_angstrom=torch.tensor(series.y_shift_angstrom),
-        magnification=torch.tensor(series.magnification),
-    ).numpy()
+    return series_matrices(series.geometry).numpy()
 
 
 @pytest.fixture

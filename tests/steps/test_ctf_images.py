@@ -213,7 +213,8 @@ def test_phase_shift_is_found(tmp_path: Path) -> None:
     import torch
 
     from verglas.algo.ctf.micrograph import ImageSearch, estimate_image
-    from verglas.algo.ctf.spectra import Band, measure_cells
+    from verglas.algo.ctf.spectra import measure_cells
+    from verglas.algo.ctf.tiles import Band
     from verglas.algo.simulation.movies import simulate_micrograph
     from verglas.algo.simulation.specimen import build_specimen
     from verglas.algo.simulation.views import Conditions, View

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from verglas.errors import UserError
-from verglas.io.cistem import read_cistem
 from verglas.io.dynamo import particles_from_dynamo, read_dynamo_table
-from verglas.io.emclarity import particles_from_emclarity, read_motives, read_regions, region_geometry
+from verglas.io.emclarity import read_regions, region_geometry
+from verglas.io.emclarity_motives import particles_from_emclarity, read_motives
 from verglas.io.mrc import read_mrc
 from verglas.io.relion_particles import read_particles, write_particles
 from verglas.io.relion_tilt_series import read_tilt_series
@@ -98,7 +98,9 @@ def test_relion_refines_boxes_towards_the_truth(ribosomes, relion, tmp_path):
 def test_cistem_rows_and_stack_give_the_molecule(ribosomes, relion, tmp_path):
     """Said in RELION's labels, as cisTEM's angles are RELION's; what is written is dark where dense."""
     run_export(ribosomes, tmp_path / "out", "cistem")
-    table = read_cistem(tmp_path / "out/stacks/TS_01.star")
+    table = read_table(tmp_path / "out/stacks/TS_01.star").rename(
+        columns=lambda label: label.removeprefix("cisTEM")
+    )
     (tmp_path / "stack.mrcs").symlink_to(tmp_path / "out/stacks/TS_01.mrc")
     particles = {
         "rlnImageName": [f"{row:06d}@stack.mrcs" for row in table["PositionInStack"]],

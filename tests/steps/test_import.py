@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from pydantic import ValidationError
 
 import verglas.io.mrc
@@ -18,7 +17,7 @@ from verglas.io.imod import write_tlt, write_xf
 from verglas.io.mrc import write_mrc
 from verglas.io.relion_tilt_series import read_tilt_series
 from verglas.model import TiltSeries
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 from verglas.steps.import_series import IMPORT_STEP, ImportParams
 from verglas.steps.step import RunOptions, RunReport, run_step
 
@@ -35,10 +34,7 @@ def imported(out: Path, name: str) -> TiltSeries:
 
 
 def matrices(series: TiltSeries) -> np.ndarray:
-    names = ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom", "magnification")
-    return projection_matrices(
-        **{name: torch.tensor(np.array(getattr(series, name))) for name in names}
-    ).numpy()
+    return series_matrices(series.geometry).numpy()
 
 
 def results(out: Path) -> dict[str, str]:

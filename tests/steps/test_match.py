@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from verglas.algo.matching.search import block_bytes
 from verglas.errors import UserError
-from verglas.io.emclarity import particles_from_emclarity, read_motives
+from verglas.io.emclarity_motives import particles_from_emclarity, read_motives
 from verglas.io.imod_model import list_points, read_imod_model
 from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.relion_particles import read_particles

@@ -10,7 +10,7 @@ import torch
 
 from verglas.errors import UserError
 from verglas.io.cryosparc import write_cs
-from verglas.io.emclarity import particles_to_emclarity, write_motives, write_points
+from verglas.io.emclarity_motives import particles_to_emclarity, write_motives
 from verglas.io.imod_model import make_imod_model, write_imod_model
 from verglas.io.mrc import write_mrc
 from verglas.io.relion_particles import read_particles, write_particles
@@ -107,7 +107,7 @@ def test_imod_models_and_points(folder):
     write_imod_model(folder / "TS_2.mod", make_imod_model([points], SHAPE[::-1]))
     found, _ = run(folder, folder / "TS_2.mod")
     np.testing.assert_allclose(found.positions_angstrom, expected(), atol=0.01)
-    write_points(folder / "other.txt", points)
+    np.savetxt(folder / "other.txt", points, "%12.2f")
     found, _ = run(folder, folder / "other.txt", tomogram="TS_2")
     np.testing.assert_allclose(found.positions_angstrom, expected(), atol=0.2)
     write_imod_model(folder / "TS_1.mod", make_imod_model([points], (512, 512, 10)))
@@ -178,7 +178,7 @@ def test_what_cannot_be_placed_is_refused(folder):
     write_particles(folder / "far.star", replace(particles, positions_angstrom=expected() + 5000))
     with pytest.raises(UserError, match=r"all 3 picks .* lie outside"):
         run(folder, folder / "far.star")
-    write_points(folder / "nameless.txt", PLACES)
+    np.savetxt(folder / "nameless.txt", PLACES)
     with pytest.raises(UserError, match="does not say which tomogram"):
         run(folder, folder / "nameless.txt")
     with pytest.raises(UserError, match="no tomogram 'TS_7'"):

@@ -252,3 +252,19 @@ def test_what_does_not_fit_fails_its_item(tmp_path):
     report = run(tmp_path / "job", vesicles=1)
     assert "the slab is 500 Å thick; expected at least 853 Å" in report.failed["TS_01"]
     assert report.summary is None
+
+
+def test_a_carbon_film_lies_under_one_half(tmp_path):
+    """150 Å of 5 V leave exp(-150 / 1800) of the electrons, and turn the phase of the rest, of which the amplitude
+    contrast sees 7 %; the interaction constant of 300 kV is 6.526e-4 per V·Å. The tilt axis lies along y.
+    """
+    still = SMALL | {"axis_angle": 0.0, "misalignment": 0.0, "copies": 0, "gold": 0, "max_tilt": 0.0}
+    plain, carbon = (
+        make_series("TS_01", SimulateParams(**still, carbon_edge=edge), tmp_path / "x.mrc").images[0]
+        for edge in (None, 0.0)
+    )
+    assert plain.shape == (64, 80)
+    ratio = carbon.mean(axis=0) / plain.mean(axis=0)
+    np.testing.assert_allclose(ratio[:30], 1.0, atol=0.01)
+    expected = np.exp(-150 / 1800) * (1 - 2 * 0.07 * 6.526e-4 * 150 * 5)
+    assert ratio[50:].mean() == pytest.approx(expected, rel=0.02)

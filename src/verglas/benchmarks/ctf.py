@@ -22,7 +22,8 @@ import torch
 
 from verglas.algo.ctf.micrograph import ImageSearch, estimate_image
 from verglas.algo.ctf.quality import fit_and_judge
-from verglas.algo.ctf.spectra import Band, end_band, measure_cells
+from verglas.algo.ctf.spectra import end_band, measure_cells
+from verglas.algo.ctf.tiles import Band
 from verglas.benchmarks.ctf_cases import Case, make_case, make_empty_image, make_thick_case
 from verglas.benchmarks.harness import NO_PEER, Figure
 from verglas.benchmarks.peers import TORCH_CTF_ESTIMATION, run_peer

@@ -14,13 +14,14 @@ from verglas.algo.fiducials.network import KINDS, make_network, segment_view
 from verglas.algo.fiducials.scenes import SceneRanges
 from verglas.algo.fiducials.search import find_in_view
 from verglas.algo.fiducials.training import judge_network, make_scenes
-from verglas.algo.simulation.tilt_series import geometry_matrices, simulate_tilt_series
+from verglas.algo.simulation.tilt_series import simulate_tilt_series
 from verglas.algo.simulation.views import Conditions
 from verglas.benchmarks.harness import Figure, measure_time
 from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.network_weights import read_shipped_weights
 from verglas.io.relion_tilt_series import write_tilt_series
 from verglas.model import TiltSeries
+from verglas.ops.geometry import series_matrices
 from verglas.steps.fiducials import FIDUCIALS_STEP, WEIGHTS, FiducialsParams
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams
 from verglas.steps.series_beads import find_series
@@ -82,7 +83,7 @@ def _simulate(folder: Path, name: str, quick: bool) -> _Case:
     images = simulate_tilt_series(whole, truth, conditions=Conditions(ice_noise=True), seed=seed)
     write_mrc(stack, images, voxel_size_angstrom=PIXEL_ANGSTROM, is_stack=True)
     points = np.column_stack([whole.beads_angstrom[:, :3], np.ones(len(whole.beads_angstrom))])
-    places = geometry_matrices(truth) @ points.T
+    places = series_matrices(truth.geometry).numpy() @ points.T
     return _Case(truth, points[:, :3], [view[:2].T / PIXEL_ANGSTROM for view in places])
 
 

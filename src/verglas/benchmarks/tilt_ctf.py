@@ -18,7 +18,8 @@ import numpy.typing as npt
 import torch
 
 from verglas.algo.ctf.fit import SearchRange, SeriesDefocus, estimate_defocus
-from verglas.algo.ctf.spectra import Band, measure_spectra
+from verglas.algo.ctf.spectra import measure_spectra
+from verglas.algo.ctf.tiles import Band
 from verglas.algo.simulation.specimen import build_specimen
 from verglas.algo.simulation.tilt_scheme import Misalignment, make_tilt_scheme
 from verglas.algo.simulation.tilt_series import simulate_tilt_series

@@ -160,6 +160,12 @@ STEPS = (
         "Export particles to RELION, Warp, Dynamo, emClarity and cisTEM.",
     ),
     StepCommand(
+        "export series",
+        "verglas.steps.export_series.EXPORT_SERIES_STEP",
+        TILT_SERIES,
+        "Export alignments and CTFs to Warp, IMOD, AreTomo and emClarity.",
+    ),
+    StepCommand(
         "average",
         "verglas.steps.average.AVERAGE_STEP",
         SUBTOMOGRAMS,

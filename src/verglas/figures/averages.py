@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[Any]
 _NAMED_SERIES = 12
 
 
-def draw_map(volume: FloatArray, voxel_size_angstrom: float, path: Path, *, title: str = "") -> None:
+def draw_map(volume: FloatArray, voxel_size_angstrom: float, path: Path) -> None:
     """Draw nine sections across z of a map, and its projections along z, y and x.
 
     Parameters
@@ -26,8 +26,6 @@ def draw_map(volume: FloatArray, voxel_size_angstrom: float, path: Path, *, titl
         Side of a voxel.
     path
         The PNG to write.
-    title
-        Above the picture.
     """
     size = len(volume)
     places = np.linspace(0.24, 0.76, 9) * (size - 1)
@@ -43,7 +41,6 @@ def draw_map(volume: FloatArray, voxel_size_angstrom: float, path: Path, *, titl
             label_image(axes, f"z {height:+.0f} Å")
             axes.set_axis_off()
             if not number:
-                axes.set_title(title, fontsize=9)
                 draw_scale_bar(axes, size, voxel_size_angstrom)
         for row, (image, name) in enumerate(zip(projections, "zyx", strict=True)):
             axes = figure.add_subplot(grid[row, 3])
@@ -236,7 +233,7 @@ def draw_half_correlation(
         save_figure(figure, path)
 
 
-def draw_directions(angles_deg: FloatArray, path: Path, *, title: str = "") -> None:
+def draw_directions(angles_deg: FloatArray, path: Path) -> None:
     """Draw from where particles are seen: where the specimen's z axis lies in their frame.
 
     Parameters
@@ -245,8 +242,6 @@ def draw_directions(angles_deg: FloatArray, path: Path, *, title: str = "") -> N
         `(n, 3)` rot, tilt, psi.
     path
         The PNG to write.
-    title
-        Above the picture.
     """
     rot, tilt = angles_deg[:, 0], angles_deg[:, 1]
     with house_style():
@@ -261,7 +256,6 @@ def draw_directions(angles_deg: FloatArray, path: Path, *, title: str = "") -> N
         axes.set_xticks(range(-180, 181, 60))
         axes.set_xlabel("rot, degrees")
         axes.set_ylabel("cosine of tilt")
-        axes.set_title(title)
         save_figure(figure, path)
 
 

@@ -55,11 +55,8 @@ def draw_correlations(
     frequency: FloatArray,
     curves: Sequence[tuple[str, FloatArray]],
     path: Path,
-    *,
-    threshold: float = 0.5,
-    title: str = "",
 ) -> None:
-    """Draw Fourier shell correlations.
+    """Draw Fourier shell correlations, and a line at 0.5.
 
     Parameters
     ----------
@@ -69,16 +66,12 @@ def draw_correlations(
         Label and `(shells,)` values of each.
     path
         The PNG to write.
-    threshold
-        Where a line is drawn.
-    title
-        Above the picture.
     """
     with house_style():
         figure = make_figure(7.6, 3.8)
         axes = figure.add_subplot()
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        axes.axhline(threshold, color=MUTED, linewidth=0.8, linestyle="--")
+        axes.axhline(0.5, color=MUTED, linewidth=0.8, linestyle="--")
         for (label, values), colour in zip(curves, COLOURS, strict=False):
             # The mean says nothing about what two volumes share.
             axes.plot(frequency[1:], values[1:], color=colour, label=label)
@@ -88,6 +81,5 @@ def draw_correlations(
         axes.set_xticks(ticks, [f"1/{1 / tick:.0f}" for tick in ticks])
         axes.set_xlabel("spatial frequency, 1/Å")
         axes.set_ylabel("correlation")
-        axes.set_title(title)
         axes.legend()
         save_figure(figure, path)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from verglas.figures.losses import plot_losses
 from verglas.figures.style import COLOURS, MUTED, PAGE_INCHES, house_style, make_figure, save_figure
 from verglas.figures.tomogram import draw_scale_bar, label_image, show_image
 
@@ -28,11 +28,7 @@ def draw_training(losses: Sequence[float], left: tuple[float, float], path: Path
     with house_style():
         figure = make_figure(7.2, 2.9)
         axes, bars = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-        axes.plot(losses, color=MUTED, linewidth=0.4)
-        width = max(1, len(losses) // 20)
-        smooth = np.convolve(losses, np.ones(width) / width, "valid")
-        axes.plot(np.arange(len(smooth)) + width / 2, smooth, color=COLOURS[0])
-        axes.set_ylim(*_frame(smooth))
+        axes.set_ylim(*_frame(plot_losses(axes, losses, 20)))
         axes.set(xlabel="step", title="difference from the other half")
         bars.bar(("linear filter", "network"), left, 0.5, color=(MUTED, COLOURS[0]))
         for place, value in enumerate(left):

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.patches import Patch
 
-from verglas.figures.style import COLOURS, MUTED, PAGE_INCHES, house_style, make_figure, save_figure
+from verglas.figures.losses import plot_losses
+from verglas.figures.style import COLOURS, PAGE_INCHES, house_style, make_figure, save_figure
 from verglas.figures.tomogram import draw_scale_bar, show_image
 
 Array = npt.NDArray[Any]
@@ -80,10 +81,7 @@ def draw_training(
     with house_style():
         figure = make_figure(7.2, 2.9)
         left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-        left.plot(losses, color=MUTED, linewidth=0.4)
-        width = max(1, len(losses) // 40)
-        smooth = np.convolve(losses, np.ones(width) / width, "valid")
-        left.plot(np.arange(len(smooth)) + width / 2, smooth, color=COLOURS[0])
+        plot_losses(left, losses, 40)
         left.set(xlabel="step", title="loss", yscale="log")
         places = np.arange(len(kinds))
         for i, (name, values) in enumerate(scores.items()):

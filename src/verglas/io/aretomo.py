@@ -8,14 +8,11 @@ so z_rot is ROT, y_tilt TILT and the shift (TX, TY). This is what AreTomo writes
 A = Rz(-ROT), d = -A (TX, TY). Local shifts of patches stay in the record.
 """
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from verglas.errors import FileFormatError, UserError
 from verglas.files import write_text
@@ -174,41 +171,6 @@ def write_aretomo_ctf(path: Path | str, ctf: AretomoCtf) -> None:
     form = "{:4.0f}  {:9.2f} {:9.2f} {:9.2f} {:9.2f} {:9.4f} {:9.4f}"
     lines = [form.format(*row) + "".join(f" {value:4.0f}" for value in row[7:]) for row in ctf.views]
     write_text(path, "\n".join([*ctf.header, *lines]) + "\n")
-
-
-def read_aretomo_metrics(path: Path | str) -> pd.DataFrame:
-    """Read `TiltSeries_Metrics.csv`: a row a tilt series, units in the names of the columns.
-
-    Raises
-    ------
-    MissingFileError, FileFormatError
-        When the file is missing, ragged, or has a value that is not a finite number.
-    """
-    where = f"AreTomo metrics {str(path)!r}"
-    lines = [line for line in read_text(path, "AreTomo metrics").splitlines() if line.strip()]
-    rows = [[field.strip() for field in row] for row in csv.reader(lines)]
-    if not rows or rows[0][0] != "Tilt_Series":
-        raise FileFormatError(f"{where} does not begin with the column Tilt_Series")
-    names = rows[0]
-    if (bad := next((i for i, row in enumerate(rows) if len(row) != len(names)), None)) is not None:
-        raise FileFormatError(f"{where} has {len(rows[bad])} values in row {bad}; expected {len(names)}")
-    table = pd.DataFrame({"Tilt_Series": [row[0] for row in rows[1:]]})
-    if len(rows) > 1:
-        numbers = parse_rows(
-            ((i, " ".join(row[1:])) for i, row in enumerate(rows[1:], start=1)),
-            path,
-            "AreTomo metrics",
-            {len(names) - 1},
-        )
-        table = pd.concat([table, pd.DataFrame(numbers, columns=names[1:])], axis=1)
-    return table
-
-
-def write_aretomo_metrics(path: Path | str, table: pd.DataFrame) -> None:
-    """Write `TiltSeries_Metrics.csv`."""
-    text = io.StringIO()
-    table.to_csv(text, index=False, lineterminator="\n")
-    write_text(path, text.getvalue())
 
 
 def tilt_series_from_aretomo(

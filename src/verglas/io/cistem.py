@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from verglas.errors import UserError
-from verglas.io.star import read_table, write_star
+from verglas.io.star import write_star
 
 _DEFAULTS: dict[str, float] = {
     "XShift": 0.0,
@@ -66,15 +66,3 @@ def write_cistem(path: Path | str, columns: Mapping[str, npt.ArrayLike]) -> None
                 )
             table[name] = _DEFAULTS[name]
     write_star(path, {"": table[list(_COLUMNS)].add_prefix(_PREFIX)})
-
-
-def read_cistem(path: Path | str) -> pd.DataFrame:
-    """Read a table of views, its labels without their prefix.
-
-    Raises
-    ------
-    MissingFileError, FileFormatError
-        When the file or the position in the stack is missing.
-    """
-    table = read_table(path, None, required=(f"{_PREFIX}PositionInStack",))
-    return table.rename(columns=lambda label: str(label).removeprefix(_PREFIX))

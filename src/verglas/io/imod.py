@@ -143,21 +143,25 @@ def read_imod_folder(folder: Path | str) -> ImodAlignment:
     )
 
 
-def write_imod_folder(folder: Path | str, name: str, alignment: ImodAlignment) -> None:
-    """Write `<name>.xf`, `.tlt`, `.xtilt`, `.local` and the command files from which IMOD goes on.
+def write_imod_folder(folder: Path | str, name: str, alignment: ImodAlignment) -> list[Path]:
+    """Write `<name>.xf`, `.tlt`, `.xtilt`, `.local` and the command files from which IMOD goes on; return them.
 
     Command files that came with the alignment are written as they are.
     """
     folder = Path(folder)
-    write_xf(folder / f"{name}.xf", alignment.transforms)
-    write_tlt(folder / f"{name}.tlt", alignment.tilt_deg)
+    write_xf(xf := folder / f"{name}.xf", alignment.transforms)
+    write_tlt(tlt := folder / f"{name}.tlt", alignment.tilt_deg)
+    written = [xf, tlt]
     if alignment.x_tilt_deg is not None:
-        write_tlt(folder / f"{name}.xtilt", alignment.x_tilt_deg)
+        write_tlt(xtilt := folder / f"{name}.xtilt", alignment.x_tilt_deg)
+        written.append(xtilt)
     if alignment.local is not None:
-        write_local(folder / f"{name}.local", alignment.local)
+        write_local(local := folder / f"{name}.local", alignment.local)
+        written.append(local)
     commands = {"newst.com": _newst(name), "tilt.com": _tilt(name, alignment), **alignment.commands}
     for file, command in commands.items():
         write_command(folder / file, command)
+    return [*written, *(folder / file for file in commands)]
 
 
 def tilt_series_from_imod(

@@ -105,7 +105,7 @@ def read_tilt_series(path: Path | str, image_shape_of: ImageShapeOf | None = Non
     return series
 
 
-def read_one_tilt_series(path: Path | str, image_shape_of: ImageShapeOf | None = None) -> TiltSeries:
+def read_one_tilt_series(path: Path | str) -> TiltSeries:
     """Read a series file that `write_one_tilt_series` wrote.
 
     The files of other programs need their index, where the optics are.
@@ -116,7 +116,7 @@ def read_one_tilt_series(path: Path | str, image_shape_of: ImageShapeOf | None =
         When labels are missing.
     """
     path = check_exists(path, "tilt series STAR file")
-    return _build_series(_get_views(path, None), {}, path, image_shape_of)
+    return _build_series(_get_views(path, None), {}, path, None)
 
 
 def write_tilt_series(folder: Path | str, series: Iterable[TiltSeries]) -> Path:

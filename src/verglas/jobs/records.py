@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from verglas.errors import FileFormatError
 from verglas.files import write_text
 from verglas.jobs.fingerprint import Fingerprint
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -162,16 +164,13 @@ def read_job(path: Path) -> JobRecord | None:
     FileFormatError
         When the file is damaged.
     """
-    data = _read(path)
-    if data is None:
-        return None
-    try:
-        data["inputs"] = tuple(Fingerprint(**item) for item in data["inputs"])
+
+    def make(data: dict[str, Any]) -> JobRecord:
         data["runs"] = tuple(RunRecord(**item) for item in data["runs"])
         data["changed"], data["items"] = tuple(data["changed"]), tuple(data["items"])
         return JobRecord(**data)
-    except (TypeError, KeyError) as error:
-        raise FileFormatError(f"{str(path)!r} does not describe a job of verglas: {error}") from error
+
+    return _read(path, make, "a job of verglas")
 
 
 def read_item(path: Path) -> ItemRecord | None:
@@ -182,18 +181,15 @@ def read_item(path: Path) -> ItemRecord | None:
     FileFormatError
         When the file is damaged.
     """
-    data = _read(path)
-    if data is None:
-        return None
-    try:
-        data["inputs"] = tuple(Fingerprint(**item) for item in data["inputs"])
-        data["warnings"] = tuple(data["warnings"])
-        return ItemRecord(**data)
-    except (TypeError, KeyError) as error:
-        raise FileFormatError(f"{str(path)!r} does not describe an item of a job: {error}") from error
+
+    def make(data: dict[str, Any]) -> ItemRecord:
+        return ItemRecord(**data | {"warnings": tuple(data["warnings"])})
+
+    return _read(path, make, "an item of a job")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, make: Callable[[dict[str, Any]], R], what: str) -> R | None:
+    """Read a record that has `inputs`; none when there is no file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -202,4 +198,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         raise FileFormatError(f"{str(path)!r} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise FileFormatError(f"{str(path)!r} holds a {type(data).__name__}; expected a JSON object")
-    return data
+    try:
+        return make(data | {"inputs": tuple(Fingerprint(**item) for item in data["inputs"])})
+    except (TypeError, KeyError) as error:
+        raise FileFormatError(f"{str(path)!r} does not describe {what}: {error}") from error

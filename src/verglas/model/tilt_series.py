@@ -165,6 +165,19 @@ class TiltSeries:
         tilts = np.deg2rad(np.stack([np.asarray(self.y_tilt_deg), self.x_tilt_deg]))
         return np.asarray(np.cos(tilts).prod(axis=0))
 
+    @property
+    def geometry(self) -> dict[str, FloatArray]:
+        """What decides where points appear, by name, as `verglas.ops.geometry.series_matrices` takes it."""
+        names = (
+            "x_tilt_deg",
+            "y_tilt_deg",
+            "z_rot_deg",
+            "x_shift_angstrom",
+            "y_shift_angstrom",
+            "magnification",
+        )
+        return {name: getattr(self, name) for name in names}
+
     def take(self, rows: npt.NDArray[np.intp] | npt.NDArray[np.bool_] | list[int]) -> Self:
         """Return the series with only these views, in this order."""
         index = np.arange(len(self))[np.asarray(rows)]

@@ -122,32 +122,6 @@ def local_correlate(map_: Values, template: Values, mask: Values, dims: int = 3)
     return torch.where(flat, 0.0, scores).clamp(-1.0, 1.0)
 
 
-def correlation_coefficient(a: Values, b: Values, mask: Values | None = None, dims: int = 2) -> Values:
-    """Pearson correlation of two maps as they lie, under a mask of weights.
-
-    Parameters
-    ----------
-    a, b
-        `(..., y, x)` or `(..., z, y, x)`; batch dimensions broadcast.
-    mask
-        Weights, 0 or more; none is one everywhere.
-    dims
-        2 or 3.
-
-    Returns
-    -------
-    Tensor
-        `(...)` from -1 to 1; zero for a constant map.
-    """
-    axes = tuple(range(-dims, 0))
-    weights = torch.ones_like(a) if mask is None else mask
-    mass = weights.sum(axes, keepdim=True)
-    a = a - (weights * a).sum(axes, keepdim=True) / mass
-    b = b - (weights * b).sum(axes, keepdim=True) / mass
-    norm = (weights * a**2).sum(axes) * (weights * b**2).sum(axes)
-    return (weights * a * b).sum(axes) / _positive_root(norm)
-
-
 def _common_shape(a: Tensor, b: Tensor, dims: int) -> tuple[int, ...]:
     shape = tuple(a.shape[-dims:])
     if shape != tuple(b.shape[-dims:]) or len(shape) != dims:

@@ -289,45 +289,6 @@ def zero_frequency(
     return torch.where(square >= 0, square, torch.nan).sqrt()
 
 
-def coherence_envelope(
-    frequency: Values,
-    defocus_angstrom: Values,
-    *,
-    voltage_kv: float,
-    cs_mm: float,
-    focal_spread_angstrom: float = 0.0,
-    convergence_mrad: float = 0.0,
-) -> Values:
-    """Loss of transfer by the spread of focus and by the angular size of the source, for simulation.
-
-    exp(-(π λ σ s²)² / 2) for a Gaussian spread of focus of standard deviation σ, times exp(-(π α)² (Cs λ² s³
-    - Δ s)²) for a Gaussian source of half angle α at 1/e (Frank 1973, Wade and Frank 1977).
-
-    Parameters
-    ----------
-    frequency
-        `(k,)` 1/Å.
-    defocus_angstrom
-        `(...)`.
-    voltage_kv, cs_mm
-        Of the microscope.
-    focal_spread_angstrom
-        Standard deviation σ.
-    convergence_mrad
-        Half angle α.
-
-    Returns
-    -------
-    Tensor
-        `(..., k)` between 0 and 1.
-    """
-    wavelength = _wavelength(voltage_kv)
-    temporal = math.pi * wavelength * focal_spread_angstrom * frequency.square()
-    gradient = _cs_angstrom(cs_mm) * wavelength**2 * frequency**3 - _column(defocus_angstrom, 1) * frequency
-    spatial = math.pi * convergence_mrad * 1e-3 * gradient
-    return torch.exp(-temporal.square() / 2 - spatial.square())
-
-
 def _phase(
     squares: Tensor,
     defocus_squares: Tensor,

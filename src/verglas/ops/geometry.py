@@ -7,6 +7,10 @@ centre; the image frame has its origin at the image's centre (pixel `n // 2`). R
 right-handed. This is RELION 5's `rlnTomoXTilt/YTilt/ZRot/XShiftAngst/YShiftAngst`.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -78,3 +82,14 @@ def projection_matrices(
     matrices[..., 0, 3] = x_shift_angstrom
     matrices[..., 1, 3] = y_shift_angstrom
     return matrices
+
+
+def series_matrices(geometry: Mapping[str, npt.NDArray[np.float64]]) -> Affines:
+    """Make the matrices of :func:`projection_matrices` of the arrays of `TiltSeries.geometry`.
+
+    Returns
+    -------
+    Tensor
+        `(n, 4, 4)` float64.
+    """
+    return projection_matrices(**{name: torch.tensor(values) for name, values in geometry.items()})

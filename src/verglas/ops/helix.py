@@ -269,8 +269,8 @@ def _sample(
     return sampled
 
 
-def unroll_tube(volume: FloatArray, tube: Tube, thickness: float | None = None) -> FloatArray:
-    """Unroll the wall of a tube.
+def unroll_tube(volume: FloatArray, tube: Tube) -> FloatArray:
+    """Unroll the wall of a tube, 0.4 of its radius thick.
 
     Parameters
     ----------
@@ -278,8 +278,6 @@ def unroll_tube(volume: FloatArray, tube: Tube, thickness: float | None = None) 
         `(z, y, x)`.
     tube
         Where it is.
-    thickness
-        Of the wall over which the density is averaged, voxels; 0.4 of the radius when not given.
 
     Returns
     -------
@@ -289,7 +287,7 @@ def unroll_tube(volume: FloatArray, tube: Tube, thickness: float | None = None) 
     length = _length_inside(volume.shape, tube) / 2
     middle = _middle_inside(volume.shape, tube)
     places = middle + np.arange(-length, length, _SPACING)
-    half = (0.4 * tube.radius if thickness is None else thickness) / 2
+    half = 0.2 * tube.radius
     radii = np.arange(tube.radius - half, tube.radius + half + 0.01, 0.5)
     angles = np.deg2rad(np.arange(_ANGLES))
     shells = np.stack(

@@ -109,31 +109,6 @@ def spline_matrix(nodes: int, coordinates: Float[Tensor, " m"]) -> Float[Tensor,
     return (weights[..., None] * matrix[index]).sum(1)
 
 
-def evaluate_linear(values: Values, points: Float[Tensor, "*points d"]) -> Values:
-    """Evaluate a grid at scattered points by linear interpolation, as Warp's grids of four axes do.
-
-    Parameters and result are those of `evaluate_spline`.
-    """
-    rank = points.shape[-1]
-    _check_rank(values, rank)
-    grid, batch = values.shape[values.ndim - rank :], values.shape[: values.ndim - rank]
-    flat = points.to(values.dtype).reshape(-1, rank).clamp(0.0, 1.0)
-    last = torch.tensor(grid, device=values.device) - 1
-    place = flat * last
-    low = torch.minimum(place.detach().floor().long(), (last - 1).clamp(min=0))
-    fraction = place - low
-    nodes = values.reshape(*batch, -1)
-    total = nodes.new_zeros(*batch, len(flat))
-    for steps in product(*[range(min(n, 2)) for n in grid]):
-        index = torch.zeros(len(flat), dtype=torch.long, device=values.device)
-        weight = flat.new_ones(len(flat))
-        for axis, step in enumerate(steps):
-            index = index * grid[axis] + low[:, axis] + step
-            weight = weight * (fraction[:, axis] if step else 1 - fraction[:, axis])
-        total = total + nodes[..., index] * weight
-    return total.reshape(*batch, *points.shape[:-1])
-
-
 def _local_weights(coordinates: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """First coefficient that counts at each coordinate, and the weights of it and the next three."""
     if nodes == 1:

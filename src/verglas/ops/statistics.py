@@ -1,15 +1,13 @@
-"""Statistics that outliers do not spoil, local and radial ones, and noise of a given spectrum.
+"""Statistics that outliers do not spoil, outliers replaced, and spectra.
 
 `dims` is the number of trailing axes that make up one map: 2 for images, 3 for volumes. What comes before is
 batch.
 """
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.fft import next_fast_len
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -62,82 +60,6 @@ def clip_outliers(values: Values, limit_sd: float, dims: int = 2) -> Values:
     return torch.minimum(torch.maximum(values, centre - limit_sd * robust), centre + limit_sd * robust)
 
 
-def winsorise(values: Values, fraction: float, dims: int = 2) -> Values:
-    """Clip the lowest and the highest part of each map to the values that bound them.
-
-    Parameters
-    ----------
-    values
-        `(..., y, x)` or `(..., z, y, x)`.
-    fraction
-        Of the pixels, clipped at either end; 0 to less than 0.5.
-    dims
-        Number of trailing axes of a map.
-    """
-    if not 0 <= fraction < 0.5:
-        raise UserError(f"`fraction` must be at least 0 and less than 0.5; got {fraction}")
-    flat = _flatten(values, dims)
-    count = flat.shape[-1]
-    cut = math.floor(fraction * count)
-    low = flat.kthvalue(cut + 1, dim=-1).values
-    high = flat.kthvalue(count - cut, dim=-1).values
-    shape = (*low.shape, *[1] * dims)
-    return torch.minimum(torch.maximum(values, low.reshape(shape)), high.reshape(shape))
-
-
-def local_mean_sd(
-    values: Values,
-    size: float,
-    window: Literal["box", "gaussian"] = "box",
-    dims: int = 2,
-    weights: Values | None = None,
-) -> tuple[Values, Values]:
-    """Mean and standard deviation in a window around every pixel.
-
-    Parameters
-    ----------
-    values
-        `(..., y, x)` or `(..., z, y, x)`.
-    size
-        Pixels: the odd side of a box, or the σ of a Gaussian, which is cut at 4 σ.
-    window
-        Its shape.
-    dims
-        Number of trailing axes of a map.
-    weights
-        Weight of each pixel, 0 or more, of a shape that broadcasts; none is one everywhere. What lies outside
-        the map has no weight.
-
-    Returns
-    -------
-    tuple
-        Mean and standard deviation of the shape of `values`; where nothing in the window has weight, those of
-        the whole map.
-
-    Raises
-    ------
-    UserError
-        When the size does not fit the window.
-    """
-    profile = _window_profile(size, window).to(values.device)
-    axes = tuple(range(-dims, 0))
-    whole = torch.ones(values.shape[-dims:], dtype=torch.float64, device=values.device)
-    mass = whole if weights is None else whole * weights
-    total = mass.sum(axes, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    centre = (mass * values).sum(axes, keepdim=True) / total
-    # Squares of small numbers, in double precision: a window beside a hot pixel keeps its digits.
-    shifted = values.double() - centre
-    weighted = mass * shifted
-    variance = (weighted * shifted).sum(axes, keepdim=True) / total
-    around = _convolve(mass, profile, dims)
-    known = around > 1e-9 * profile.sum() ** dims
-    around = torch.where(known, around, 1.0)
-    mean = torch.where(known, _convolve(weighted, profile, dims) / around, 0.0)
-    square = _convolve(weighted.mul_(shifted), profile, dims) / around
-    sd = torch.where(known, (square - mean**2).clamp(min=0), variance).sqrt()
-    return (mean + centre).to(values.dtype), sd.to(values.dtype)
-
-
 def replace_outliers(
     images: Image, limit_sd: float = 6.0, size: int = 11, seed: int = 0
 ) -> tuple[Image, Bool[Tensor, "... y x"]]:
@@ -163,13 +85,14 @@ def replace_outliers(
     tuple
         The images, and which pixels were replaced.
     """
-    profile = _window_profile(float(size), "box").to(images.device)
+    if size < 1 or size % 2 != 1:
+        raise UserError(f"`size` of a box must be an odd number of pixels; got {size}")
     finite = images.isfinite()
     middle = torch.where(finite, images, torch.nan).flatten(-2).nanmedian(-1).values[..., None, None]
     filled = torch.where(finite, images, middle)
     clipped = (clip_outliers(filled, limit_sd) - middle).double()
     pixels = torch.ones(images.shape[-2:], dtype=torch.float64, device=images.device)
-    surroundings = _convolve(clipped, profile, 2).div_(_convolve(pixels, profile, 2))
+    surroundings = _sum_boxes(clipped, size // 2).div_(_sum_boxes(pixels, size // 2))
     difference = (filled - middle - surroundings).to(images.dtype)
     centre, sd = (v[..., None, None] for v in robust_mean_sd(difference))
     outlier = ((difference - centre).abs() > limit_sd * sd) | ~finite
@@ -207,31 +130,6 @@ def _noise_around(maps: Tensor, usable: Tensor, places: Tensor, reach: int) -> t
     return mean, sd
 
 
-def radial_average(values: Values, dims: int = 2) -> Float[Tensor, "... shells"]:
-    """Average each map over rings or shells about its centre `n // 2`.
-
-    Parameters
-    ----------
-    values
-        `(..., y, x)` or `(..., z, y, x)`.
-    dims
-        Number of trailing axes of a map.
-
-    Returns
-    -------
-    Tensor
-        `(..., shells)`: shell s holds the pixels whose distance rounds to s, for s from 0 to half the shortest
-        side.
-    """
-    shape = values.shape[-dims:]
-    square = torch.zeros((), device=values.device)
-    for axis, n in enumerate(shape):
-        offset = torch.arange(n, device=values.device, dtype=torch.float32) - n // 2
-        square = square + offset.reshape([-1 if i == axis else 1 for i in range(dims)]) ** 2
-    shells = torch.floor(torch.sqrt(square) + 0.5).long()
-    return _average_shells(values, shells, torch.ones(shape).to(values), min(shape) // 2 + 1)
-
-
 def power_spectrum(
     values: Values, pixel_size_angstrom: float, dims: int = 2
 ) -> tuple[Float[Tensor, " shells"], Float[Tensor, "... shells"]]:
@@ -265,36 +163,6 @@ def power_spectrum(
     frequency = torch.arange(count, dtype=values.dtype, device=values.device)
     average = _average_shells(power, shells, twice.expand(power.shape[-dims:]), count)
     return frequency / (max(shape) * pixel_size_angstrom), average
-
-
-def noise_with_spectrum(power: Float[Tensor, " shells"], shape: tuple[int, ...], seed: int) -> Values:
-    """Make normal noise of a given power spectrum.
-
-    Parameters
-    ----------
-    power
-        `(shells,)` as `power_spectrum` gives it, at frequencies equally spaced from 0 to Nyquist; linear
-        between. The last value holds beyond Nyquist.
-    shape
-        `(y, x)` or `(z, y, x)`.
-    seed
-        The same seed gives the same noise on every device.
-
-    Returns
-    -------
-    Tensor
-        Noise of `shape`, of the spectrum's dtype and device.
-    """
-    if not bool((power >= 0).all()):
-        raise UserError(f"`power` must not be negative; its minimum is {float(power.min()):g}")
-    white = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    place = (2 * _fourier_radius(shape, power.device) * (len(power) - 1)).clamp(max=len(power) - 1)
-    low = place.floor().long().clamp(max=max(len(power) - 2, 0))
-    high = (low + 1).clamp(max=len(power) - 1)
-    amplitude = (power[low] + (place - low) * (power[high] - power[low])).sqrt()
-    transform: Tensor = torch.fft.rfftn(white.to(power.device))
-    noise: Tensor = torch.fft.irfftn(transform * amplitude, s=shape)
-    return noise.to(power.dtype)
 
 
 def fourier_shells(shape: tuple[int, ...], device: torch.device | None = None) -> Int[Tensor, "... kx"]:
@@ -335,36 +203,14 @@ def _average_shells(values: Tensor, shells: Tensor, weights: Tensor, count: int)
     return (sums / totals.clamp(min=1)).to(values.dtype)
 
 
-def _convolve(values: Tensor, profile: Tensor, dims: int) -> Tensor:
-    """Convolve maps with a separable symmetric window; outside of them is nothing."""
-    reach = len(profile) // 2
-    for axis in range(-dims, 0):
-        n = values.shape[axis]
-        lines = values.movedim(axis, -1)
-        if bool((profile == profile[0]).all()):
-            # Differences of running sums: as fast for any side.
-            sums = pad(lines, (reach + 1, reach)).cumsum(-1)
-            lines = profile[0] * (sums[..., 2 * reach + 1 :] - sums[..., :n])
-        else:
-            size = next_fast_len(n + reach, real=True)
-            kernel = torch.zeros(size, dtype=profile.dtype, device=profile.device)
-            kernel.index_add_(0, torch.arange(-reach, reach + 1, device=profile.device) % size, profile)
-            transform: Tensor = torch.fft.rfft(lines, n=size) * torch.fft.rfft(kernel)
-            lines = torch.fft.irfft(transform, n=size)[..., :n]
-        values = lines.movedim(-1, axis)
-    return values
-
-
-def _window_profile(size: float, window: str) -> Tensor:
-    _check_positive(size=size)
-    if window == "gaussian":
-        reach = math.ceil(4 * size)
-        return torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / size) ** 2)
-    if window != "box":
-        raise UserError(f"`window` must be box or gaussian; got {window!r}")
-    if size % 2 != 1:
-        raise UserError(f"`size` of a box must be an odd number of pixels; got {size:g}")
-    return torch.ones(int(size), dtype=torch.float64)
+def _sum_boxes(images: Tensor, reach: int) -> Tensor:
+    """Sum a box of 2 `reach` + 1 pixels around every pixel; outside of the images is nothing."""
+    for axis in (-2, -1):
+        n = images.shape[axis]
+        # Differences of running sums: as fast for any side.
+        sums = pad(images.movedim(axis, -1), (reach + 1, reach)).cumsum(-1)
+        images = (sums[..., 2 * reach + 1 :] - sums[..., :n]).movedim(-1, axis)
+    return images
 
 
 def _median(flat: Tensor) -> Tensor:

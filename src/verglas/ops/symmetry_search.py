@@ -20,6 +20,7 @@ from verglas.ops.symmetry import generating_matrices
 from verglas.shapes import Rotations, Values, Volume
 
 COARSE_VOXELS, FINE_VOXELS = 24, 56
+_STEP_DEG = 4.0
 _KEPT, _BATCH = 4, 64
 _COARSE_TRIALS, _FINE_TRIALS = 60, 100
 _LARGEST_SHIFT = 0.15
@@ -45,7 +46,7 @@ class SymmetryFrame:
     correlation: float
 
 
-def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 4.0) -> SymmetryFrame:
+def find_symmetry_frame(volume: Volume, group: str) -> SymmetryFrame:
     """Find the axes of a point group in a volume.
 
     The axis of the group's first generator is searched in all directions, as a self-rotation function, but with
@@ -57,8 +58,6 @@ def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 4.0) -> Sy
         `(z, y, x)`; its centre lies near the axes, within 0.15 of its side.
     group
         As `symmetry_matrices` takes it.
-    step_deg
-        Step of the search.
 
     Raises
     ------
@@ -71,8 +70,8 @@ def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 4.0) -> Sy
     if not float(volume.std()) > 0:
         raise UserError(f"a volume of constant density has no axes of {group}; expected a map with detail")
     coarse, fine = (_shrink(volume, size) for size in (COARSE_VOXELS, FINE_VOXELS))
-    candidates = _search_axes(coarse, generators, step_deg)
-    refined = [_refine(coarse, *one, generators, step_deg, _COARSE_TRIALS) for one in candidates]
+    candidates = _search_axes(coarse, generators)
+    refined = [_refine(coarse, *one, generators, _STEP_DEG, _COARSE_TRIALS) for one in candidates]
     _, rotation, centre = max(refined, key=lambda one: one[0])
     scale = fine.shape[0] / coarse.shape[0]
     score, rotation, centre = _refine(fine, rotation, centre * scale, generators, 1.0, _FINE_TRIALS)
@@ -83,22 +82,22 @@ def find_symmetry_frame(volume: Volume, group: str, step_deg: float = 4.0) -> Sy
     return SymmetryFrame(rotation, centre * max(volume.shape) / fine.shape[0], score)
 
 
-def _search_axes(volume: Tensor, generators: Tensor, step_deg: float) -> list[tuple[Tensor, Tensor]]:
+def _search_axes(volume: Tensor, generators: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Rotations and centres that are worth a refinement."""
     axis = _axis(generators[0])
-    directions = _hemisphere(axis, step_deg)
+    directions = _hemisphere(axis)
     frames = _bring(directions, axis)
     scores, centres = _score_all(volume, frames, generators[:1])
     kept: list[int] = []
     for index in scores.argsort(descending=True).tolist():
         if len(kept) < _KEPT and all(
-            float((directions[index] @ directions[other]).abs()) < math.cos(math.radians(3 * step_deg))
+            float((directions[index] @ directions[other]).abs()) < math.cos(math.radians(3 * _STEP_DEG))
             for other in kept
         ):
             kept.append(index)
     if len(generators) == 1:
         return [(frames[index], centres[index]) for index in kept]
-    angles = torch.arange(0, 360, step_deg, dtype=torch.float64)
+    angles = torch.arange(0, 360, _STEP_DEG, dtype=torch.float64)
     spins = rotation_vectors_to_matrices(angles[:, None] * axis)
     # Axes that have two different ends, like three-folds of T, are tried both ways round.
     across = torch.linalg.cross(axis, torch.tensor([1.0, 1.0, -2.0], dtype=torch.float64))
@@ -119,9 +118,9 @@ def _axis(turn: Tensor) -> Tensor:
     return axis
 
 
-def _hemisphere(axis: Tensor, step_deg: float) -> Tensor:
+def _hemisphere(axis: Tensor) -> Tensor:
     """Directions `(n, 3)` about a step apart, on a golden spiral, in the half of the sphere about an axis."""
-    count = math.ceil(2 * math.pi / math.radians(step_deg) ** 2)
+    count = math.ceil(2 * math.pi / math.radians(_STEP_DEG) ** 2)
     place = torch.arange(count, dtype=torch.float64)
     z, turn = (place + 0.5) / count, place * math.pi * (3 - math.sqrt(5))
     across = torch.sqrt(1 - z**2)

@@ -11,6 +11,8 @@ from verglas.model import join_particles
 from verglas.steps.align_references import list_maps, prepare_references, read_box
 from verglas.steps.particle_classes import number_classes
 from verglas.steps.series_particles import (
+    BoxedTomograms,
+    LossyIce,
     SeriesParticles,
     list_particle_items,
     list_series_particles,
@@ -31,13 +33,7 @@ class AlignParams(Params):
 
     particles: Annotated[Path, Field(description="`particles.star` with poses and half sets")]
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the aligned series")]
-    tomograms: Annotated[
-        Path | None,
-        Field(
-            description="`tomograms.star` of `reconstruct --ctf 3d`: cut particles from these as boxes "
-            "instead of from the tilt images"
-        ),
-    ] = None
+    tomograms: BoxedTomograms = None
     average: Annotated[
         tuple[Path, ...],
         BeforeValidator(_as_tuple),
@@ -111,13 +107,7 @@ class AlignParams(Params):
             "set, to which it has given nothing and of which nothing is shared; all poses stay as they are"
         ),
     ] = False
-    ice_thickness: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="count the electrons that lose energy in ice this thick, in Å, as lost; 0 does not",
-        ),
-    ] = 0.0
+    ice_thickness: LossyIce = 0.0
     ctf: Annotated[bool, Field(description="account for the CTF at each particle's own defocus")] = True
 
     @model_validator(mode="after")

@@ -23,8 +23,7 @@ from verglas.steps.series_results import PROCESS_BYTES, describe_series, summari
 from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
 
 if TYPE_CHECKING:
-    from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
-    from verglas.algo.tilt_alignment.patch_alignment import PatchAlignment
+    from verglas.algo.tilt_alignment.alignment import MarkAlignment
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]
@@ -112,7 +111,7 @@ class SeriesAlignment:
     """
 
     aligned: TiltSeries
-    alignment: "BeadAlignment | PatchAlignment"
+    alignment: "MarkAlignment"
     views: BinnedViews
     marks: Marks
     found: tuple[int, ...]
@@ -266,14 +265,14 @@ def _describe(done: SeriesAlignment, factor: int, pixel_size_angstrom: float) ->
     alignment, kind = done.alignment, done.marks.kind
     held_out, rms, slab = alignment.trials[0].held_out_px, alignment.rms_px, alignment.slab
     freedom = alignment.trials[0].freedom
-    search = getattr(alignment, "axis_search", None)
+    search = alignment.axis_search
     return {
         "method": kind,
         "beads": len(alignment.points_px) if kind == "beads" else None,
         "patches": len(alignment.points_px) if kind == "patches" else None,
         "beads_found_per_view": float(np.median(done.found)) if done.found else None,
         "measurements": int(np.isfinite(alignment.residuals_px[..., 0]).sum()),
-        "explained": float(np.nanmean(alignment.explained)) if hasattr(alignment, "explained") else None,
+        "explained": alignment.explained_share,
         "rms_x_px": rms[0] * factor,
         "rms_y_px": rms[1] * factor,
         "held_out_x_px": held_out[0] * factor if np.isfinite(held_out[0]) else None,
@@ -281,7 +280,7 @@ def _describe(done: SeriesAlignment, factor: int, pixel_size_angstrom: float) ->
         "freedom": {name: getattr(freedom, name) for name in vars(freedom)},
         "local": done.aligned.local is not None,
         "thickness_angstrom": slab.thickness_px * factor * pixel_size_angstrom if slab else None,
-        "axis_searched": bool(getattr(alignment, "searched", False)),
+        "axis_searched": alignment.searched,
         "axis_certainty": search.certainty if search and np.isfinite(search.certainty) else None,
     }
 

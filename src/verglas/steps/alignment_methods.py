@@ -11,8 +11,7 @@ from verglas.model import TiltSeries
 from verglas.steps.alignment_results import BinnedViews, Marks
 
 if TYPE_CHECKING:
-    from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
-    from verglas.algo.tilt_alignment.patch_alignment import PatchAlignment
+    from verglas.algo.tilt_alignment.alignment import MarkAlignment
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]
@@ -77,7 +76,7 @@ class Outcome:
         Why it was not aligned by what was tried first.
     """
 
-    alignment: "BeadAlignment | PatchAlignment"
+    alignment: "MarkAlignment"
     marks: Marks
     found: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
@@ -180,21 +179,17 @@ def _match_projections(images: list[Image], tilt_deg: FloatArray, outcome: Outco
     return replace(outcome, alignment=better)
 
 
-def _doubt_beads(alignment: "BeadAlignment | PatchAlignment") -> str:
+def _doubt_beads(alignment: "MarkAlignment") -> str:
     """Why an alignment by beads is not to be trusted; nothing when it is."""
     held_out = float(np.hypot(*alignment.trials[0].held_out_px))
-    share = _explained(alignment)
+    share = alignment.explained_share
     if len(alignment.points_px) < FEW_BEADS:
         return f"only {len(alignment.points_px)} were tracked"
     if not held_out <= POOR_PX:
         return f"held-out ones lie {held_out:.1f} pixels off"
-    if share < POORLY_EXPLAINED:
+    if share is not None and share < POORLY_EXPLAINED:
         return f"only {share:.0%} of what looks like beads lies on a track"
     return ""
-
-
-def _explained(alignment: "BeadAlignment | PatchAlignment") -> float:
-    return float(np.nanmean(getattr(alignment, "explained", np.ones(1))))
 
 
 def warn(series: TiltSeries, outcome: Outcome, views: BinnedViews, rough_deg: float) -> tuple[str, ...]:
@@ -213,7 +208,7 @@ def warn(series: TiltSeries, outcome: Outcome, views: BinnedViews, rough_deg: fl
         warnings.append(
             f"only {len(alignment.points_px)} {kind} were tracked; look whether the alignment is right"
         )
-    sampling = getattr(alignment, "factor", 1)
+    sampling = alignment.factor
     held_out = float(np.hypot(*alignment.trials[0].held_out_px))
     if not np.isfinite(held_out):
         warnings.append(f"too few {kind} to hold any out, so nothing tells how good the alignment is")
@@ -221,7 +216,8 @@ def warn(series: TiltSeries, outcome: Outcome, views: BinnedViews, rough_deg: fl
         warnings.append(
             f"POOR: held-out {kind} lie {held_out * views.factor:.1f} pixels from where they are expected"
         )
-    if (share := _explained(alignment)) < POORLY_EXPLAINED:
+    share = alignment.explained_share
+    if share is not None and share < POORLY_EXPLAINED:
         warnings.append(f"POOR: only {share:.0%} of what looks like beads lies on a track")
     warnings += _warn_of_axis(outcome, rough_deg)
     squares = np.where(np.isfinite(alignment.residuals_px), alignment.residuals_px**2, 0.0).sum(axis=(0, 2))
@@ -244,7 +240,7 @@ def _warn_of_axis(outcome: Outcome, rough_deg: float) -> list[str]:
             f"the tilt axis was found at {axis:.1f} degrees and not near {rough_deg:.1f}; images do not tell it from "
             "its opposite, so z may be mirrored: give `axis_angle` when it is known"
         )
-    search = getattr(outcome.alignment, "axis_search", None)
+    search = outcome.alignment.axis_search
     if search is not None and search.certainty < CERTAIN:
         warnings.append(
             f"common lines do not tell the tilt axis (certainty {search.certainty:.1f}, expected {CERTAIN:g}); "

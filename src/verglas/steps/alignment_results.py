@@ -10,8 +10,7 @@ import numpy.typing as npt
 from verglas.model import LocalField, Particles, TiltSeries
 
 if TYPE_CHECKING:
-    from verglas.algo.tilt_alignment.bead_alignment import BeadAlignment
-    from verglas.algo.tilt_alignment.patch_alignment import PatchAlignment
+    from verglas.algo.tilt_alignment.alignment import MarkAlignment
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.float32]
@@ -67,9 +66,7 @@ CAPTIONS = {
 }
 
 
-def apply_alignment(
-    series: TiltSeries, alignment: "BeadAlignment | PatchAlignment", views: BinnedViews
-) -> TiltSeries:
+def apply_alignment(series: TiltSeries, alignment: "MarkAlignment", views: BinnedViews) -> TiltSeries:
     """Return the aligned series. Views left out get what lies between their neighbours."""
     from verglas.ops.binning import binned_centre_step
 
@@ -89,7 +86,7 @@ def apply_alignment(
     selected = np.zeros(len(series), bool)
     selected[rows] = True
     local, size = None, views.factor * series.pixel_size_angstrom
-    if (field := getattr(alignment, "field", None)) is not None:
+    if (field := alignment.field) is not None:
         flat = field.shifts_px.reshape(len(geometry), -1).T
         local = LocalField(
             (field.low_px[0] * size, field.low_px[1] * size),
@@ -112,7 +109,7 @@ def apply_alignment(
 
 def write_alignment(
     aligned: TiltSeries,
-    alignment: "BeadAlignment | PatchAlignment",
+    alignment: "MarkAlignment",
     views: BinnedViews,
     marks: Marks,
     folder: Path,
@@ -126,7 +123,7 @@ def write_alignment(
     table = f"{marks.kind}/{name}.star"
     write_particles(folder / table, _list_marks(aligned, alignment, views.factor, marks))
     imod = folder / "imod" / name
-    write_imod_folder(imod, name, tilt_series_to_imod(aligned))
+    written = write_imod_folder(imod, name, tilt_series_to_imod(aligned))
     contours = []
     centre = np.array([size // 2 for size in views.images[0].shape[::-1]])
     for track in alignment.tracks_px:
@@ -138,16 +135,14 @@ def write_alignment(
         contours.append(np.column_stack([places, rows])[order])
     size = (aligned.image_shape[1], aligned.image_shape[0], len(aligned))
     radius = round(marks.size_px * views.factor / 2)
+    written.append(imod / f"{name}.fid")
     write_imod_model(
-        imod / f"{name}.fid", make_imod_model(contours, size, pixel_size_angstrom=pixel, radius_px=radius)
+        written[-1], make_imod_model(contours, size, pixel_size_angstrom=pixel, radius_px=radius)
     )
-    written = sorted(path.name for path in imod.iterdir() if path.is_file())
-    return (table, *(f"imod/{name}/{file}" for file in written))
+    return (table, *(f"imod/{name}/{path.name}" for path in sorted(written)))
 
 
-def _list_marks(
-    aligned: TiltSeries, alignment: "BeadAlignment | PatchAlignment", factor: int, marks: Marks
-) -> Particles:
+def _list_marks(aligned: TiltSeries, alignment: "MarkAlignment", factor: int, marks: Marks) -> Particles:
     """List beads or patches as particles, with how often and how well each was measured."""
     import pandas as pd
 
@@ -172,13 +167,13 @@ def _list_marks(
     )
 
 
-def _find_local_shifts(alignment: "BeadAlignment | PatchAlignment") -> FloatArray | None:
+def _find_local_shifts(alignment: "MarkAlignment") -> FloatArray | None:
     """`(beads, n, 2)` shifts of the local field; none when there is no field."""
     import torch
 
     from verglas.ops.local_field import evaluate_field
 
-    field = getattr(alignment, "field", None)
+    field = alignment.field
     if field is None:
         return None
     places = torch.from_numpy(alignment.points_px[:, :2])
@@ -191,7 +186,7 @@ def _find_local_shifts(alignment: "BeadAlignment | PatchAlignment") -> FloatArra
 
 def draw_alignment(
     aligned: TiltSeries,
-    alignment: "BeadAlignment | PatchAlignment",
+    alignment: "MarkAlignment",
     views: BinnedViews,
     marks: Marks,
     folder: Path,

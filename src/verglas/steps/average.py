@@ -27,6 +27,8 @@ from verglas.steps.half_curves import (
     write_curves,
 )
 from verglas.steps.series_particles import (
+    BoxedTomograms,
+    LossyIce,
     SeriesParticles,
     list_particle_items,
     list_series_particles,
@@ -49,13 +51,7 @@ class AverageParams(Params):
         Path, Field(description="`particles.star` with poses and half sets; positions are in the specimen")
     ]
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the aligned series")]
-    tomograms: Annotated[
-        Path | None,
-        Field(
-            description="`tomograms.star` of `reconstruct --ctf 3d`: cut particles from these as boxes "
-            "instead of from the tilt images"
-        ),
-    ] = None
+    tomograms: BoxedTomograms = None
     pixel_size: Annotated[
         float | None, Field(gt=0, description="of the map, in Å; that of the images when not given")
     ] = None
@@ -99,13 +95,7 @@ class AverageParams(Params):
         float | None,
         Field(gt=0, description="of the detector's pixels, in Å; that of the images when not given"),
     ] = None
-    ice_thickness: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="count the electrons that lose energy in ice this thick, in Å, as lost; 0 does not",
-        ),
-    ] = 0.0
+    ice_thickness: LossyIce = 0.0
     ctf: Annotated[bool, Field(description="correct the CTF at each particle's own defocus")] = True
 
 

@@ -213,9 +213,9 @@ def _check_same_grid(tomogram: Tomogram, header: "MrcHeader", path: Path) -> Non
 
 
 def _has_true_geometry(pair: _Pair) -> bool:
-    names = ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom")
+    used, true = pair.used.geometry, pair.true.geometry
     return len(pair.used) == len(pair.true) and all(
-        np.allclose(getattr(pair.used, name), getattr(pair.true, name), atol=1e-3) for name in names
+        np.allclose(used[name], true[name], atol=1e-3) for name in used
     )
 
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from verglas.algo.ctf.micrograph import ImageDefocus
     from verglas.algo.ctf.profile import Profile
     from verglas.algo.ctf.quality import ImageQuality, Verdict
-    from verglas.algo.ctf.spectra import Band, CellSpectra
+    from verglas.algo.ctf.spectra import CellSpectra
+    from verglas.algo.ctf.tiles import Band
     from verglas.io.movie import Movie
     from verglas.steps.ctf import CtfParams
 
@@ -128,7 +129,7 @@ def run_image(item: Item, params: "CtfParams", context: Context) -> ItemResult:
     """Fit one image, write what was found, and draw it."""
     from verglas.algo.ctf.micrograph import ImageSearch
     from verglas.algo.ctf.quality import fit_and_judge
-    from verglas.algo.ctf.spectra import Band
+    from verglas.algo.ctf.tiles import Band
     from verglas.runtime import choose_device, set_threads
 
     set_threads(context.threads)

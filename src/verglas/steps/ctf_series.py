@@ -15,7 +15,8 @@ from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Summ
 
 if TYPE_CHECKING:
     from verglas.algo.ctf.fit import SearchRange, SeriesDefocus
-    from verglas.algo.ctf.spectra import Band, ViewSpectra
+    from verglas.algo.ctf.spectra import ViewSpectra
+    from verglas.algo.ctf.tiles import Band
     from verglas.steps.ctf import CtfParams
 
 FINEST_ANGSTROM = 5.0
@@ -143,7 +144,7 @@ def _check_alignment(series: TiltSeries, params: "CtfParams") -> None:
 
 
 def _make_band(series: TiltSeries, params: "CtfParams") -> "Band":
-    from verglas.algo.ctf.spectra import Band
+    from verglas.algo.ctf.tiles import Band
 
     pixel = series.pixel_size_angstrom
     highest = params.highest_resolution or max(FINEST_ANGSTROM, 2.2 * pixel)

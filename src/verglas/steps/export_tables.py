@@ -85,7 +85,8 @@ def _write_emclarity(
     particles: Particles, series: Mapping[str, TiltSeries], params: "ExportParams", folder: Path
 ) -> _Written:
     """Motive lists and sub-regions, a pair for each tomogram, as `emClarity init` looks for them."""
-    from verglas.io.emclarity import particles_to_emclarity, region_geometry, write_motives, write_regions
+    from verglas.io.emclarity import region_geometry, write_regions
+    from verglas.io.emclarity_motives import particles_to_emclarity, write_motives
     from verglas.io.region_files import region_to_emclarity
     from verglas.io.relion_tomograms import read_tomograms
 

@@ -41,7 +41,7 @@ def write_search(
     folder: Path,
 ) -> list[str]:
     """Write picks as STAR, emClarity's csv and an IMOD model, and the maps of scores and orientations."""
-    from verglas.io.emclarity import particles_to_emclarity, write_motives
+    from verglas.io.emclarity_motives import particles_to_emclarity, write_motives
     from verglas.io.imod_model import make_imod_model, write_imod_model
     from verglas.io.mrc import write_mrc
     from verglas.io.relion_particles import write_particles

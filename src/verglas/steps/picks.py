@@ -162,7 +162,7 @@ def _read_model(path: Path, tomogram: Tomogram) -> Particles:
 
 
 def _read_motives(path: Path, tomogram: Tomogram, params: PicksParams) -> Particles:
-    from verglas.io.emclarity import particles_from_emclarity, read_motives
+    from verglas.io.emclarity_motives import particles_from_emclarity, read_motives
     from verglas.io.relion_tilt_series import read_tilt_series
 
     pixel = read_tilt_series(params.tomograms)[tomogram.name].pixel_size_angstrom

@@ -60,6 +60,7 @@ def find_series(series: TiltSeries, diameter_angstrom: float | None, threads: in
     from verglas.algo.fiducials.halo import choose_radius, measure_halos
     from verglas.algo.fiducials.locate import locate_beads, project_beads
     from verglas.algo.fiducials.search import find_in_view, recover_beads
+    from verglas.ops.geometry import series_matrices
 
     pixel = series.pixel_size_angstrom
     diameter = diameter_angstrom / pixel if diameter_angstrom else _guess_diameter(series)
@@ -74,7 +75,7 @@ def find_series(series: TiltSeries, diameter_angstrom: float | None, threads: in
         found = list(pool.map(find, range(len(series))))
     positions = [places for places, _ in found]
     radius = choose_radius([halos for _, halos in found], diameter / 2)
-    matrices = _make_matrices(series)
+    matrices = series_matrices(series.geometry).numpy()
     reach = np.array(series.image_shape[::-1]) / 2 * pixel
     beads = locate_beads([places * pixel for places in positions], matrices, tolerance * pixel, reach)
     expected = project_beads(beads.points_angstrom, matrices) / pixel
@@ -129,16 +130,6 @@ def _guess_diameter(series: TiltSeries) -> float:
 
     lowest = np.argsort(np.abs(np.asarray(series.y_tilt_deg)), kind="stable")[:5:2]
     return estimate_diameter([read_view(series, int(row)) for row in lowest])
-
-
-def _make_matrices(series: TiltSeries) -> FloatArray:
-    import torch
-
-    from verglas.ops.geometry import projection_matrices
-
-    names = ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom", "magnification")
-    arguments = {name: torch.from_numpy(np.array(getattr(series, name))) for name in names}
-    return np.asarray(projection_matrices(**arguments).numpy())
 
 
 def write_beads(path: Path, series: TiltSeries, beads: SeriesBeads) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field
 
 from verglas.errors import UserError
 from verglas.model import Particles, TiltSeries, Tomogram
@@ -15,6 +16,24 @@ from verglas.steps.used_views import read_views
 if TYPE_CHECKING:
     from verglas.algo.averaging.sums import ParticleSource, SeriesSource
     from verglas.algo.averaging.transfer import TransferModel
+
+
+BoxedTomograms = Annotated[
+    Path | None,
+    Field(
+        description="`tomograms.star` of `reconstruct --ctf 3d`: cut particles from these as boxes instead of from "
+        "the tilt images"
+    ),
+]
+"""The parameter `tomograms`."""
+
+LossyIce = Annotated[
+    float,
+    Field(
+        ge=0, description="count the electrons that lose energy in ice this thick, in Å, as lost; 0 does not"
+    ),
+]
+"""The parameter `ice_thickness`."""
 
 
 @dataclass(frozen=True, eq=False)

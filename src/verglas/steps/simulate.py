@@ -83,6 +83,13 @@ class SimulateParams(Params):
     vesicle_radius: Annotated[float, Field(gt=37, description="of the middle of the membrane, in Å")] = 400.0
     gold: Annotated[int, Field(ge=0, description="beads in the field of view")] = 12
     gold_diameter: Annotated[float, Field(gt=0, description="of the beads in Å")] = 100.0
+    carbon_edge: Annotated[
+        float | None,
+        Field(
+            description="lay a carbon film under the ice, from this x of the specimen on, in Å from the middle; no "
+            "film when not given"
+        ),
+    ] = None
     noise: Annotated[
         bool, Field(description="count electrons and show the structure of the ice; else expected counts")
     ] = True
@@ -288,7 +295,8 @@ def build_scene(
     field, whole
         The truth within the field of view, and what the views are made of.
     """
-    from verglas.algo.simulation.specimen import build_specimen
+    from verglas.algo.simulation.specimen import add_absorber, build_specimen
+    from verglas.algo.simulation.supports import make_carbon_edge
     from verglas.algo.simulation.surroundings import surround_specimen, visible_extent
 
     populations = _populate(params)
@@ -301,7 +309,13 @@ def build_scene(
     radii = [params.vesicle_radius] * params.vesicles
     field = build_specimen(name, extent, populations, seed=seed, vesicle_radii_angstrom=radii, **gold)
     visible = visible_extent(series, extent[:2], params.thickness)
-    return field, surround_specimen(field, populations, visible, seed=seed, **gold)
+    whole = surround_specimen(field, populations, visible, seed=seed, **gold)
+    if params.carbon_edge is None:
+        return field, whole
+    carbon = make_carbon_edge(
+        visible, params.carbon_edge, seed=seed, grain_angstrom=max(20.0, 2 * params.pixel_size)
+    )
+    return add_absorber(field, carbon), add_absorber(whole, carbon)
 
 
 def truth_shape(params: SimulateParams) -> tuple[int, int, int]:

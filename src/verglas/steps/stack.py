@@ -1,8 +1,6 @@
 """`stack`: tilt series sorted by tilt angle, from SerialEM's mdocs and images."""
 
-import bisect
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,7 @@ from pydantic import Field
 from verglas.errors import UserError
 from verglas.files import check_exists
 from verglas.model import ImageReference, Optics, TiltSeries
-from verglas.steps.recording import IMAGE_SUFFIXES, Recording, find_stack, group_mdocs, read_recording
+from verglas.steps.recording import Recording, group_mdocs, read_recording
 from verglas.steps.series_results import (
     PROCESS_BYTES,
     choose_pixel_size,
@@ -22,17 +20,16 @@ from verglas.steps.series_results import (
     draw_series,
     summarise_series,
 )
+from verglas.steps.stack_images import HALVES, ImagesByName, find_halves, find_images, plain_name
 from verglas.steps.stack_knowledge import add_knowledge
 from verglas.steps.step import Context, Estimate, Item, ItemResult, Params, Step, Summary, Value
+from verglas.steps.view_stack import read_view_headers, write_view_stack
 
 if TYPE_CHECKING:
     from verglas.algo.tilt_alignment.views import ViewCheck
     from verglas.io.mrc import MrcHeader
 
 FloatArray = npt.NDArray[np.float64]
-
-HALVES = ("odd", "even")
-"""Folders of half sums beside the images, and the last word of their stacks."""
 
 SAME_TILT_DEG = 0.1
 """Views closer than this are two of the same tilt."""
@@ -122,14 +119,14 @@ def list_items(params: StackParams) -> list[Item]:
                 f"`images` is the file {str(params.images)!r}, but the mdocs are of {len(groups)} series; "
                 "expected a folder"
             )
-    folders: dict[Path, dict[str, list[Path]]] = {}
+    folders: dict[Path, ImagesByName] = {}
     items = []
     for name, mdocs in groups.items():
         place = params.images or mdocs[0].parent
         try:
             recording = read_recording(mdocs)
-            images = _find_images(name, recording, place, folders)
-            halves = _find_halves(name, recording, place, folders) if params.odd_even else ()
+            images = find_images(name, recording, place, folders)
+            halves = find_halves(name, recording, place, folders) if params.odd_even else ()
             source = StackSource(name, recording, images, halves)
         except UserError as error:
             source = StackSource(name, problem=str(error))
@@ -149,16 +146,16 @@ def run_item(item: Item, params: StackParams, context: Context) -> ItemResult:
     if source.problem or source.recording is None:
         raise UserError(source.problem)
     rows = _sort_views(source.recording)
-    headers = _read_headers(source, rows)
+    images, headers = _sort_images(source.images, rows)
     optics, warnings = _make_optics(source, headers[0], params)
     stack = context.folder / f"stacks/{item.name}.st"
-    means, deviations = _write_stack(stack, [source.images[row] for row in rows], headers, optics)
+    means, deviations = write_view_stack(stack, images, headers, optics.pixel_size_angstrom)
     tilts = source.recording.tilt_deg[rows]
     check = find_bad_views(means, deviations, tilts)
     series, told = _make_series(source, rows, Path(os.path.abspath(stack)), optics, headers[0], params)
     series = replace(series, selected=~check.bad)
     warnings += [*told, *_tell_faults(check, tilts)]
-    names = [_plain_name(name or "") for name in source.recording.frame_names]
+    names = [plain_name(name or "") for name in source.recording.frame_names]
     series, more = add_knowledge(series, [names[row] for row in rows], params.defocus, params.selection)
     warnings += more
     series, half_paths = _write_halves(series, source, rows, headers[0], optics, context.folder)
@@ -226,40 +223,6 @@ def _expand(path: Path) -> list[Path]:
     return found
 
 
-def _find_images(
-    name: str, recording: Recording, place: Path, folders: dict[Path, dict[str, list[Path]]]
-) -> tuple[ImageReference, ...]:
-    """Find the image of each view: a section of the series' stack, or a file named after the movie."""
-    stack = find_stack(name, place) if place.is_dir() else place
-    if recording.sections is not None and stack is not None:
-        return tuple(ImageReference(stack, int(section)) for section in recording.sections)
-    if not place.is_dir():
-        raise UserError(
-            f"`images` is the file {str(place)!r}, but series {name!r} has an mdoc for each view; expected the "
-            "folder of their images"
-        )
-    if place not in folders:
-        folders[place] = _index_folder(place)
-    return tuple(
-        ImageReference(_find_image(name, frame, tilt, place, folders[place]))
-        for frame, tilt in zip(recording.frame_names, recording.tilt_deg, strict=True)
-    )
-
-
-def _find_halves(
-    name: str, recording: Recording, place: Path, folders: dict[Path, dict[str, list[Path]]]
-) -> tuple[tuple[ImageReference, ...], ...]:
-    """Find the sums of odd and of even frames of each view."""
-    halves = [place.parent / word for word in HALVES]
-    for folder in halves:
-        if not folder.is_dir():
-            raise UserError(
-                f"`odd_even` needs folder {str(folder)!r}, which does not exist; expected images that motion wrote "
-                "with `odd_even`"
-            )
-    return tuple(_find_images(name, recording, folder, folders) for folder in halves)
-
-
 def _write_halves(
     series: TiltSeries,
     source: StackSource,
@@ -274,60 +237,17 @@ def _write_halves(
     paths, extra = [], series.extra.copy()
     for word, images in zip(HALVES, source.halves, strict=False):
         path = f"stacks/{source.name}_{word}.st"
-        half = replace(source, images=images)
-        headers = _read_headers(half, rows)
+        ordered, headers = _sort_images(images, rows)
         if headers[0].shape[1:] != header.shape[1:]:
             raise UserError(
                 f"the {word} sums of series {source.name!r} have {headers[0].shape[2]} x {headers[0].shape[1]} "
                 f"pixels; expected {header.shape[2]} x {header.shape[1]} as the images have"
             )
-        _write_stack(folder / path, [images[row] for row in rows], headers, optics)
+        write_view_stack(folder / path, ordered, headers, optics.pixel_size_angstrom)
         stack = project_path((folder / path).absolute())
         extra[f"rlnMicrographName{word.title()}"] = [f"{i + 1:06d}@{stack}" for i in range(len(rows))]
         paths.append(path)
     return replace(series, extra=extra), paths
-
-
-def _index_folder(folder: Path) -> dict[str, list[Path]]:
-    """List the images of a folder by their plain name."""
-    index: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob("[!.]*.mrc")):
-        index.setdefault(_plain_name(path.name), []).append(path)
-    return dict(sorted(index.items()))
-
-
-def _plain_name(name: str) -> str:
-    """Name of a file without its suffix and with dots as RELION writes them."""
-    for suffix in IMAGE_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name.replace(".", "_")
-
-
-def _find_image(
-    name: str, frame: str | None, tilt_deg: float, folder: Path, index: Mapping[str, list[Path]]
-) -> Path:
-    if frame is None:
-        raise UserError(
-            f"series {name!r} has no stack in {str(folder)!r}, and its mdoc names no movie of the view at "
-            f"{tilt_deg:g} degrees"
-        )
-    plain = _plain_name(frame)
-    found = index.get(plain, [])
-    if not found:
-        # Motion correction adds a word: `_aligned`, `_DW`.
-        names = list(index)
-        for other in names[bisect.bisect_left(names, f"{plain}_") :]:
-            if not other.startswith(f"{plain}_"):
-                break
-            if other[len(plain) + 1 :][:1].isalpha():
-                found = [*found, *index[other]]
-    if len(found) != 1:
-        what = " and ".join(path.name for path in found[:3]) or "none"
-        raise UserError(
-            f"the view of series {name!r} at {tilt_deg:g} degrees needs one image of the movie {frame!r} in "
-            f"{str(folder)!r}; found {what}"
-        )
-    return found[0]
 
 
 def _sort_views(recording: Recording) -> npt.NDArray[np.intp]:
@@ -343,40 +263,19 @@ def _sort_views(recording: Recording) -> npt.NDArray[np.intp]:
     return rows
 
 
-def _read_headers(source: StackSource, rows: Sequence[int] | npt.NDArray[np.intp]) -> list["MrcHeader"]:
-    """Headers of the images in this order; all of one size and type."""
+def _sort_images(
+    images: tuple[ImageReference, ...], rows: npt.NDArray[np.intp]
+) -> tuple[list[ImageReference], list["MrcHeader"]]:
+    """Bring the images of a recording to this order, and read their headers."""
     from verglas.io.mrc import read_mrc_header
 
-    known: dict[Path, MrcHeader] = {}
-    headers = []
-    for row in rows:
-        image = source.images[row]
-        if image.path not in known:
-            known[image.path] = read_mrc_header(image.path)
-        header = known[image.path]
-        count = header.shape[0]
-        if image.section is None and count != 1:
+    for path in dict.fromkeys(image.path for image in images if image.section is not None):
+        if (count := read_mrc_header(path).shape[0]) != len(images):
             raise UserError(
-                f"image {str(image.path)!r} has {count} sections; expected one motion-corrected image"
+                f"stack {str(path)!r} has {count} sections, but the mdoc has {len(images)} views; expected as many"
             )
-        if image.section is not None and count != len(source.images):
-            raise UserError(
-                f"stack {str(image.path)!r} has {count} sections, but the mdoc has {len(source.images)} views; "
-                "expected as many"
-            )
-        if image.section is not None and image.section >= count:
-            raise UserError(
-                f"the mdoc has ZValue = {image.section}, but stack {str(image.path)!r} only {count} sections"
-            )
-        headers.append(header)
-        first = headers[0]
-        if (header.shape[1:], header.dtype) != (first.shape[1:], first.dtype):
-            raise UserError(
-                f"image {str(image.path)!r} has {header.shape[2]} x {header.shape[1]} pixels of {header.dtype.name}, "
-                f"but {str(source.images[rows[0]].path)!r} has {first.shape[2]} x {first.shape[1]} of "
-                f"{first.dtype.name}; expected one size and type"
-            )
-    return headers
+    ordered = [images[row] for row in rows]
+    return ordered, read_view_headers(ordered)
 
 
 def _make_optics(source: StackSource, header: "MrcHeader", params: StackParams) -> tuple[Optics, list[str]]:
@@ -386,30 +285,6 @@ def _make_optics(source: StackSource, header: "MrcHeader", params: StackParams) 
     size, warnings = choose_pixel_size(params.pixel_size, header.pixel_size_angstrom, recorded, where)
     voltage = source.recording.voltage_kv or params.voltage
     return Optics(size, voltage, params.cs, params.amplitude_contrast), warnings
-
-
-def _write_stack(
-    path: Path, images: Sequence[ImageReference], headers: Sequence["MrcHeader"], optics: Optics
-) -> tuple[FloatArray, FloatArray]:
-    """Write the images in this order, one at a time in memory, and return means and standard deviations."""
-    from verglas.io.mrc import check_finite, create_mrc, read_sections
-
-    _, height, width = headers[0].shape
-    means, deviations = np.empty(len(images)), np.empty(len(images))
-    with create_mrc(
-        path,
-        (len(images), height, width),
-        voxel_size_angstrom=optics.pixel_size_angstrom,
-        dtype=headers[0].dtype.newbyteorder("="),
-        is_stack=True,
-    ) as writer:
-        for row, (image, header) in enumerate(zip(images, headers, strict=True)):
-            section = image.section or 0
-            pixels = read_sections(image.path, header, section, section + 1)
-            check_finite(pixels, f"section {section + 1} of {str(image.path)!r}")
-            means[row], deviations[row] = pixels.mean(dtype=float), pixels.std(dtype=float)
-            writer.write(pixels)
-    return means, deviations
 
 
 def _make_series(

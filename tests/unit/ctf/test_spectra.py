@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from verglas.algo.ctf import spectra
-from verglas.algo.ctf.spectra import SECTORS, Band, measure_spectra
+from verglas.algo.ctf import tiles
+from verglas.algo.ctf.spectra import measure_spectra
+from verglas.algo.ctf.tiles import SECTORS, Band
 from verglas.errors import UserError
 from verglas.model import ImageReference, Optics, TiltSeries
 
@@ -21,11 +22,11 @@ def series_of(size: int = 400, tilt: float = 0.0, **changes: object) -> TiltSeri
 def test_rings_and_sectors_stand_for_the_frequency_they_are_given():
     # Rings of whole coefficients are off by up to 100 Å of defocus, and not alike in all directions.
     size, band = 256, Band(highest_angstrom=6.6)
-    padded = spectra._padded(size)
+    padded = tiles._padded(size)
     y, x = np.fft.fftfreq(padded, 3.0)[:, None], np.fft.rfftfreq(padded, 3.0)
     square = torch.from_numpy(x**2 + y**2)[None]
-    found, counts = spectra._average_polar(square, size, 3.0, band)
-    frequency = spectra._frequency_bins(size, 3.0, band) / (padded * 3.0)
+    found, counts = tiles._average_polar(square, size, 3.0, band)
+    frequency = tiles._frequency_bins(size, 3.0, band) / (padded * 3.0)
     error = (found[0] / frequency**2 - 1) * 40000
     assert found.shape == (1, SECTORS, len(frequency))
     assert np.abs(error.mean(axis=1)).max() < 5

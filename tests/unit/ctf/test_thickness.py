@@ -6,8 +6,9 @@ import torch
 
 from verglas.algo.ctf.micrograph import ImageSearch
 from verglas.algo.ctf.quality import fit_and_judge
-from verglas.algo.ctf.spectra import SECTORS, Band, ViewSpectra, measure_cells
+from verglas.algo.ctf.spectra import ViewSpectra, measure_cells
 from verglas.algo.ctf.thickness import Path, measure_path
+from verglas.algo.ctf.tiles import SECTORS, Band
 from verglas.benchmarks.ctf_cases import make_thick_case
 from verglas.model import Optics
 from verglas.ops.ctf import ctf_1d

@@ -2,7 +2,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from verglas.errors import FileFormatError, UserError
@@ -10,12 +9,10 @@ from verglas.io.aretomo import (
     AretomoAlignment,
     read_aln,
     read_aretomo_ctf,
-    read_aretomo_metrics,
     tilt_series_from_aretomo,
     tilt_series_to_aretomo,
     write_aln,
     write_aretomo_ctf,
-    write_aretomo_metrics,
 )
 from verglas.io.imod import ImodAlignment, tilt_series_from_imod
 from verglas.model import Optics
@@ -43,15 +40,10 @@ def test_real_alignments_come_back(shared_data, tmp_path, name):
     assert (tmp_path / "out.aln").read_bytes() == path.read_bytes().replace(b"\r\n", b"\n")
 
 
-def test_real_tables_come_back(shared_data, tmp_path):
+def test_a_real_ctf_table_comes_back(shared_data, tmp_path):
     folder = shared_data / "formats" / "aretomo"
     write_aretomo_ctf(tmp_path / "out.txt", read_aretomo_ctf(folder / "test_CTF.txt"))
     assert (tmp_path / "out.txt").read_bytes() == (folder / "test_CTF.txt").read_bytes()
-    table = read_aretomo_metrics(folder / "TiltSeries_Metrics.csv")
-    assert table["CTF_Score"].tolist() == [0.1022, 0.1032]
-    assert table["Tilt_Series"].tolist() == ["pda2021-01-12-1.mrc", "pda2021-01-12-2.mrc"]
-    write_aretomo_metrics(tmp_path / "out.csv", table)
-    pd.testing.assert_frame_equal(read_aretomo_metrics(tmp_path / "out.csv"), table)
 
 
 def test_what_the_header_tells(shared_data):
@@ -173,22 +165,6 @@ def test_size_and_magnification(tmp_path):
 def test_hostile_alignments(tmp_path, text):
     with pytest.raises(FileFormatError):
         read(tmp_path, text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "A,B\n1,2\n",
-        "Tilt_Series,Tilt_Axis\na.mrc\n",
-        "Tilt_Series,Tilt_Axis\na.mrc,nan\n",
-        "Tilt_Series,Tilt_Axis\na.mrc,\n",
-    ],
-)
-def test_hostile_metrics(tmp_path, text):
-    (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(FileFormatError):
-        read_aretomo_metrics(tmp_path / "a.csv")
 
 
 def test_hostile_ctf(tmp_path):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from verglas.errors import FileFormatError, MissingFileError, UserError
 from verglas.io.relion_tilt_series import (
@@ -26,7 +25,7 @@ from verglas.io.relion_tilt_series import (
 from verglas.io.relion_tomograms import read_tomograms, write_tomograms
 from verglas.io.star import get_table, read_star, read_table, write_star
 from verglas.model import ImageReference, LocalField, Optics, TiltSeries, Tomogram
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 
 COUNT = 5
 
@@ -166,12 +165,7 @@ def test_real_series_projects_as_its_matrices(shared_data: Path) -> None:
     theirs = np.array(
         [[json.loads(text) for text in table[f"rlnTomoProj{axis}"]] for axis in "XYZ"]
     ).transpose(1, 0, 2)
-    ours = projection_matrices(
-        **{
-            name: torch.from_numpy(getattr(one, name).copy())
-            for name in ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom")
-        }
-    ).numpy()
+    ours = series_matrices(one.geometry).numpy()
     pixels = np.random.default_rng(0).uniform(0, 3000, size=(10, 3))
     points = (pixels - np.array(one.volume_shape[::-1]) / 2) * 1.35
     for our, their in zip(ours, theirs, strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,8 +58,9 @@ def test_file_system_without_locks_warns(tmp_path, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.warns(RuntimeWarning, match="has no locks"), hold_lock(tmp_path / ".job.lock"):
-        pass
+    lock = tmp_path / ".job.lock"
+    with pytest.warns(RuntimeWarning, match="has no locks"), hold_lock(lock):
+        assert lock.read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_json_holds_plain_values(tmp_path):

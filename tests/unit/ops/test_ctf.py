@@ -99,31 +99,6 @@ def test_missing_zeros_are_nan():
         ctf.zero_frequency(torch.tensor(1e4), order=0, **SCOPE)
 
 
-def test_envelope_falls_with_focal_spread_and_convergence():
-    frequency = torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
-    defocus = torch.tensor(15000.0, dtype=torch.float64)
-    scope = {"voltage_kv": 300.0, "cs_mm": 2.7}
-    assert (ctf.coherence_envelope(frequency, defocus, **scope) == 1).all()
-    temporal = ctf.coherence_envelope(frequency, defocus, focal_spread_angstrom=80.0, **scope)
-    expected = [
-        math.exp(-((math.pi * electron_wavelength_angstrom(300.0) * 80 * s * s) ** 2) / 2)
-        for s in (0, 0.1, 0.3)
-    ]
-    assert temporal.tolist() == pytest.approx(expected)
-    # The spatial term is the gradient of the phase: finite differences of chi over 2 pi.
-    s, step = 0.2, 1e-5
-    wavelength = electron_wavelength_angstrom(300.0)
-    chi = [
-        math.pi / 2 * 2.7e7 * wavelength**3 * f**4 - math.pi * wavelength * 15000 * f**2
-        for f in (s - step, s + step)
-    ]
-    gradient = (chi[1] - chi[0]) / (2 * step) / (2 * math.pi) / wavelength
-    spatial = ctf.coherence_envelope(
-        torch.tensor([s], dtype=torch.float64), defocus, convergence_mrad=0.1, **scope
-    )
-    assert spatial.item() == pytest.approx(math.exp(-((math.pi * 1e-4 * gradient) ** 2)), rel=1e-6)
-
-
 def test_gradient_reaches_the_parameters():
     u, v, angle, shift, bfactor = (
         torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (900.0, 800.0, 10.0, 5.0, 3.0)

@@ -42,27 +42,11 @@ def test_splines_pass_through_nodes_and_keep_straight_lines():
     torch.testing.assert_close(splines.evaluate_spline(3 * x - 1, fine[:, None]), 3 * fine - 1)
 
 
-def test_linear_grids_are_multilinear():
-    generator = torch.Generator().manual_seed(3)
-    a, b, c, d, e = torch.rand(5, generator=generator, dtype=torch.float64)
-    grid = torch.stack(
-        torch.meshgrid(*[torch.linspace(0, 1, n, dtype=torch.float64) for n in (2, 3, 4, 2)], indexing="ij"),
-        -1,
-    )
-    weights = torch.stack([a, b, c, d])
-    points = torch.rand(20, 4, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(splines.evaluate_linear(grid @ weights + e, points), points @ weights + e)
-    kinked = torch.tensor([[0.0, 2.0, -1.0]], dtype=torch.float64)
-    got = splines.evaluate_linear(kinked, torch.tensor([[0.3, 0.25], [0.9, 0.75], [0.0, 2.0]]).double())
-    torch.testing.assert_close(got, torch.tensor([1.0, 0.5, -1.0], dtype=torch.float64))
-
-
 def test_gradients_reach_values_and_points():
     generator = torch.Generator().manual_seed(4)
     values = torch.rand(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     points = (torch.rand(5, 2, generator=generator, dtype=torch.float64) * 0.9 + 0.05).requires_grad_()
     assert torch.autograd.gradcheck(splines.evaluate_spline, (values, points))
-    assert torch.autograd.gradcheck(splines.evaluate_linear, (values, points))
     axes = [points[:, 0], points[:, 1]]
     assert torch.autograd.gradcheck(lambda v: splines.evaluate_spline_on_axes(v, axes), (values,))
 
@@ -85,9 +69,8 @@ def test_device_follows_the_input(device):
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     values, points = torch.rand(3, 4), torch.rand(5, 2)
-    for function in (splines.evaluate_spline, splines.evaluate_linear):
-        out = function(values.to(device), points.to(device))
-        assert out.device.type == device
-        torch.testing.assert_close(out.cpu(), function(values, points))
+    out = splines.evaluate_spline(values.to(device), points.to(device))
+    assert out.device.type == device
+    torch.testing.assert_close(out.cpu(), splines.evaluate_spline(values, points))
     matrix = splines.spline_matrix(4, points[:, 0].to(device))
     torch.testing.assert_close(matrix.cpu(), splines.spline_matrix(4, points[:, 0]))

@@ -46,50 +46,6 @@ def test_outliers_among_few_counts_are_clipped_and_counts_are_left():
     assert (clipped == values).double().mean() > 0.995
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.2])
-def test_winsorising_is_scipys(fraction):
-    values = normal(3, 12, 13)
-    ours = statistics.winsorise(values, fraction)
-    theirs = [np.asarray(stats.mstats.winsorize(image.numpy().ravel(), fraction)) for image in values]
-    np.testing.assert_allclose(ours.reshape(3, -1), np.stack(theirs))
-
-
-@pytest.mark.parametrize(("shape", "size"), [((15, 18), 5), ((6, 7, 8), 3), ((9, 9), 25)])
-def test_local_statistics_in_a_box(shape, size):
-    values = 1000 + normal(*shape)
-    dims = len(shape)
-    mean, sd = statistics.local_mean_sd(values, float(size), dims=dims)
-    padded = np.full([n + 2 * size for n in shape], np.nan)
-    padded[tuple(slice(size, size + n) for n in shape)] = values.numpy()
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (size,) * dims)
-    first = size - size // 2
-    windows = windows[tuple(slice(first, first + n) for n in shape)].reshape(*shape, -1)
-    np.testing.assert_allclose(mean, np.nanmean(windows, axis=-1))
-    np.testing.assert_allclose(sd, np.nanstd(windows, axis=-1), atol=1e-9)
-
-
-def test_local_statistics_under_a_gaussian():
-    values = normal(2, 20, 30)
-    mean, sd = statistics.local_mean_sd(values, 2.0, "gaussian")
-    for image, m, s in zip(values.numpy(), mean, sd, strict=True):
-        mass = ndimage.gaussian_filter(np.ones_like(image), 2.0, mode="constant")
-        expected = ndimage.gaussian_filter(image, 2.0, mode="constant") / mass
-        square = ndimage.gaussian_filter(image**2, 2.0, mode="constant") / mass
-        np.testing.assert_allclose(m, expected, atol=1e-10)
-        np.testing.assert_allclose(s, np.sqrt(square - expected**2), atol=1e-9)
-
-
-def test_local_statistics_of_what_has_weight():
-    values = normal(12, 12)
-    weights = torch.zeros(12, 12)
-    weights[:, :4] = 1
-    mean, sd = statistics.local_mean_sd(values, 3.0, weights=weights)
-    torch.testing.assert_close(mean[5, 4], values[4:7, 3].mean())
-    torch.testing.assert_close(sd[5, 4], values[4:7, 3].std(correction=0))
-    torch.testing.assert_close(mean[5, 9], values[:, :4].mean())
-    torch.testing.assert_close(sd[5, 9], values[:, :4].std(correction=0))
-
-
 def test_hot_pixels_become_noise():
     ramp = torch.linspace(0, 50, 128).expand(2, 128, 128)
     images = ramp + normal(2, 128, 128, dtype=torch.float32)
@@ -124,19 +80,6 @@ def test_hot_pixels_of_a_real_micrograph(shared_data):
     assert torch.equal(clean[~outlier], image[~outlier])
 
 
-@pytest.mark.parametrize("shape", [(10, 13), (8, 7, 9)])
-def test_radial_average_is_the_mean_of_shells(shape):
-    values = normal(2, *shape)
-    dims = len(shape)
-    ours = statistics.radial_average(values, dims)
-    offsets = np.meshgrid(*[np.arange(n) - n // 2 for n in shape], indexing="ij")
-    shells = np.floor(np.sqrt(sum(g**2 for g in offsets)) + 0.5).astype(int)
-    assert ours.shape == (2, min(shape) // 2 + 1)
-    for average, part in zip(ours, values.numpy(), strict=True):
-        expected = ndimage.mean(part, shells, np.arange(min(shape) // 2 + 1))
-        np.testing.assert_allclose(average, expected)
-
-
 @pytest.mark.parametrize("shape", [(10, 14), (9, 9), (6, 8, 7)])
 def test_power_spectrum_is_the_mean_over_the_whole_transform(shape):
     values = normal(2, *shape)
@@ -152,40 +95,16 @@ def test_power_spectrum_is_the_mean_over_the_whole_transform(shape):
         np.testing.assert_allclose(ours, np.nan_to_num(expected), rtol=1e-9)
 
 
-def test_noise_has_the_spectrum_asked_for():
-    power = torch.tensor([4.0, 4.0, 1.0, 0.0, 9.0], dtype=torch.float64)
-    noise = statistics.noise_with_spectrum(power, (256, 256), seed=1)
-    _, measured = statistics.power_spectrum(noise, 1.0)
-    assert noise.dtype == torch.float64
-    places = torch.linspace(0, 4, 129)
-    expected = torch.tensor(np.interp(places, range(5), power))
-    # a shell averages about pi s independent exponential variables
-    spread = expected[1:] / torch.sqrt(torch.pi * torch.arange(1, 129))
-    assert bool(((measured - expected)[1:].abs() < 5 * spread + 0.05).all())
-    assert float((measured / expected)[8:][expected[8:] > 0.5].mean()) == pytest.approx(1, abs=0.02)
-    # the spectrum of real noise makes noise of the same variance
-    white = normal(64, 64, seed=2)
-    _, spectrum = statistics.power_spectrum(white, 1.0)
-    like = statistics.noise_with_spectrum(spectrum, (64, 64), seed=3)
-    assert float(like.var()) == pytest.approx(float(white.var()), rel=0.08)
-    assert torch.equal(like, statistics.noise_with_spectrum(spectrum, (64, 64), seed=3))
-    assert statistics.noise_with_spectrum(torch.ones(1), (5, 6, 7), seed=0).shape == (5, 6, 7)
-
-
 def test_bad_input_is_told():
     image = torch.zeros(4, 4)
     with pytest.raises(UserError, match="at least one pixel"):
         statistics.robust_mean_sd(torch.zeros(0, 4))
     with pytest.raises(UserError, match="`limit_sd` must be positive; got 0"):
         statistics.clip_outliers(image, 0.0)
-    with pytest.raises(UserError, match="`fraction` must be at least 0"):
-        statistics.winsorise(image, 0.5)
     with pytest.raises(UserError, match="must be an odd number of pixels; got 4"):
-        statistics.local_mean_sd(image, 4.0)
+        statistics.replace_outliers(image, size=4)
     with pytest.raises(UserError, match="`pixel_size_angstrom` must be positive"):
         statistics.power_spectrum(image, -1.0)
-    with pytest.raises(UserError, match="must not be negative; its minimum is -1"):
-        statistics.noise_with_spectrum(torch.tensor([1.0, -1.0]), (4, 4), 0)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -197,11 +116,9 @@ def test_device_follows_the_input(device):
     there = images.to(device)
     calls = [
         lambda v: statistics.robust_mean_sd(v),
-        lambda v: (statistics.clip_outliers(v, 3.0), statistics.winsorise(v, 0.1)),
-        lambda v: statistics.local_mean_sd(v, 3.0),
+        lambda v: (statistics.clip_outliers(v, 3.0),),
         lambda v: statistics.replace_outliers(v),
-        lambda v: (statistics.radial_average(v), *statistics.power_spectrum(v, 1.0)),
-        lambda v: (statistics.noise_with_spectrum(v[0, 0].abs(), (8, 8), seed=1),),
+        lambda v: statistics.power_spectrum(v, 1.0),
     ]
     for call in calls:
         for here, other in zip(call(images), call(there), strict=True):

@@ -28,7 +28,7 @@ from verglas.errors import UserError
 from verglas.io.weights import read_weights, write_weights
 from verglas.model import AppliedWeights, DefocusSurface, ImageReference, Optics, TiltSeries
 from verglas.ops.backprojection import VoxelGrid, backproject
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 
 PIXEL = 5.0
 
@@ -70,8 +70,7 @@ def test_pixels_have_the_defocus_of_what_they_see(surface: DefocusSurface, hand:
         z_rot_deg=np.array([-86.0, 10.0]), x_shift_angstrom=np.array([40.0, -60.0]),
         y_shift_angstrom=np.array([-25.0, 90.0]), magnification=np.array([[1.01, 0.004], [-0.003, 0.99]]),
     )  # fmt: skip
-    names = ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom", "magnification")
-    matrices = projection_matrices(**{name: torch.tensor(getattr(series, name)) for name in names}).numpy()
+    matrices = series_matrices(series.geometry).numpy()
     frames = ViewWeigher(series, PIXEL, ViewFilter()).frames
     x, y = np.random.default_rng(0).uniform(-250, 250, (2, 60))
     c = surface.coefficients

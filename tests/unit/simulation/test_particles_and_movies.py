@@ -1,6 +1,7 @@
 """Particle stacks, micrographs and movies."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
@@ -14,7 +15,7 @@ from verglas.algo.simulation.particles import simulate_particles
 from verglas.algo.simulation.phantoms import make_blob_phantom
 from verglas.algo.simulation.render import render_volume
 from verglas.algo.simulation.scatterers import Scatterers
-from verglas.algo.simulation.specimen import Species, add_film, arrange_copies
+from verglas.algo.simulation.specimen import Species, arrange_copies
 from verglas.algo.simulation.views import Conditions, View
 from verglas.errors import UserError
 from verglas.model import Optics
@@ -125,7 +126,10 @@ def test_frames_follow_the_motion(tilt_deg: float) -> None:
     place = np.array([[60.0, -40.0, 0.0]])
     nothing = arrange_copies("m", Species("b", blob), np.empty((0, 3)), np.empty((0, 3)))
     film = Scatterers(place, blob.weights_v_a3, blob.sigmas_angstrom)
-    cases = (arrange_copies("m", Species("b", blob), place, np.zeros((1, 3))), add_film(nothing, film))
+    cases = (
+        arrange_copies("m", Species("b", blob), place, np.zeros((1, 3))),
+        replace(nothing, films=(film,)),
+    )
     local = np.zeros((2, 3, 5))
     local[0, 0, 0], local[1, 1, 4] = 30.0, 200.0
     motion = Motion(np.array([[0.0, 0.0], [8.0, -6.0], [15.0, 4.0]]), local)

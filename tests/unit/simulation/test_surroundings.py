@@ -9,10 +9,10 @@ from verglas.algo.simulation.scatterers import Scatterers
 from verglas.algo.simulation.specimen import Population, Species, arrange_copies, build_specimen
 from verglas.algo.simulation.surroundings import surround_specimen, visible_extent
 from verglas.algo.simulation.tilt_scheme import Misalignment, make_tilt_scheme
-from verglas.algo.simulation.tilt_series import geometry_matrices
 from verglas.algo.simulation.truth import render_specimen
 from verglas.errors import UserError
 from verglas.model import Optics, join_particles
+from verglas.ops.geometry import series_matrices
 
 BLOB = Species("blob", make_blob_phantom(10, 40.0, seed=1))
 
@@ -60,7 +60,7 @@ def test_every_ray_leaves_the_slab_within_the_visible_extent(axis):
     ).truth
     x, y, _ = visible_extent(truth, (100.0, 100.0), 400.0)
     reach = np.zeros(2)
-    for matrix in geometry_matrices(truth):
+    for matrix in series_matrices(truth.geometry).numpy():
         for u in (-450.0, 450.0):
             for v in (-300.0, 300.0):
                 # Walk along the beam from a corner of the image to both faces of the slab.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verglas.model import TiltSeries
 from verglas.ops.fft import rescale_images, shift_transforms
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 from verglas.ops.local_field import evaluate_field
 from verglas.ops.masks import soft_sphere_mask
 from verglas.shapes import Affines, Image, Vectors
@@ -42,15 +42,7 @@ class SeriesViews:
     @property
     def matrices(self) -> Affines:
         """`(v, 4, 4)` from the specimen to the views, Å; float64."""
-        one = self.series
-        return projection_matrices(
-            x_tilt_deg=torch.tensor(one.x_tilt_deg),
-            y_tilt_deg=torch.tensor(one.y_tilt_deg),
-            z_rot_deg=torch.tensor(one.z_rot_deg),
-            x_shift_angstrom=torch.tensor(one.x_shift_angstrom),
-            y_shift_angstrom=torch.tensor(one.y_shift_angstrom),
-            magnification=torch.tensor(one.magnification),
-        )
+        return series_matrices(self.series.geometry)
 
     def project_points(self, points_angstrom: Vectors) -> Float[Tensor, "points views 2"]:
         """Find where specimen points appear, local field included.
@@ -81,15 +73,9 @@ class SeriesViews:
     @property
     def rotations(self) -> Float[Tensor, "v 3 3"]:
         """`(v, 3, 3)` from the specimen to the frame in which the beam is z; float64."""
-        one = self.series
-        zero = torch.zeros(len(one), dtype=torch.float64)
-        return projection_matrices(
-            x_tilt_deg=torch.tensor(one.x_tilt_deg),
-            y_tilt_deg=torch.tensor(one.y_tilt_deg),
-            z_rot_deg=torch.tensor(one.z_rot_deg),
-            x_shift_angstrom=zero,
-            y_shift_angstrom=zero,
-        )[:, :3, :3]
+        geometry = self.series.geometry
+        del geometry["magnification"]
+        return series_matrices(geometry)[:, :3, :3]
 
 
 def invert_views(images: Iterable[Image], series: TiltSeries, pixel_size_angstrom: float) -> SeriesViews:

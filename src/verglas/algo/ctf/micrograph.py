@@ -15,7 +15,7 @@ import numpy.typing as npt
 from verglas.algo.ctf.background import flatten_spectra
 from verglas.algo.ctf.fit import SearchRange, limit_search
 from verglas.algo.ctf.search import DefocusGrid, FilterBank, astigmatism_offsets, make_bank, make_rings
-from verglas.algo.ctf.spectra import CellSpectra, ViewSpectra, window_spread
+from verglas.algo.ctf.spectra import CellSpectra, ViewSpectra
 from verglas.algo.ctf.surface import (
     USUAL_SLOPE,
     SurfaceFit,
@@ -24,6 +24,7 @@ from verglas.algo.ctf.surface import (
     fit_surface,
     make_model,
 )
+from verglas.algo.ctf.tiles import window_spread
 from verglas.model import Optics
 
 FloatArray = npt.NDArray[np.floating]

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from verglas.algo.ctf.background import flatten_spectra, ring_weights
-from verglas.algo.ctf.spectra import ViewSpectra, window_overlap
+from verglas.algo.ctf.spectra import ViewSpectra
+from verglas.algo.ctf.tiles import window_overlap
 from verglas.model import Optics
 
 FloatArray = npt.NDArray[np.floating]

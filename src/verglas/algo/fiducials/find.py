@@ -52,9 +52,7 @@ class Beads:
         return len(self.scores)
 
 
-def find_beads(
-    image: Image, diameter_px: float | None = None, *, threshold_sd: float = THRESHOLD_SD
-) -> Beads:
+def find_beads(image: Image, diameter_px: float | None = None) -> Beads:
     """Find dark balls of one diameter.
 
     Parameters
@@ -63,8 +61,6 @@ def find_beads(
         `(y, x)`, sampled so that a bead is at least some four pixels wide.
     diameter_px
         Of the beads; estimated from this image when none.
-    threshold_sd
-        Least score of a bead.
 
     Raises
     ------
@@ -77,7 +73,7 @@ def find_beads(
             f"`diameter_px` must be from 2 to a quarter of the image's {min(image.shape)} pixels; got {diameter:g}"
         )
     scores = torch.from_numpy(score_beads(image, diameter))
-    places, heights = find_peaks(scores, MOST, 0.6 * diameter, threshold_sd)
+    places, heights = find_peaks(scores, MOST, 0.6 * diameter, THRESHOLD_SD)
     if not len(heights):
         return Beads(np.empty((0, 2)), np.empty(0), diameter)
     bright = float(heights[:_BRIGHTEST].median())

@@ -54,7 +54,7 @@ class NoiseModel:
         return high
 
 
-def fit_noise(heights: FloatArray, lower: float = 0.7) -> NoiseModel:
+def fit_noise(heights: FloatArray) -> NoiseModel:
     """Fit the heights of maxima above a quantile as noise and one normal hill of molecules.
 
     Below the quantile the kinds of noise in a tomogram (vacuum, ice, cytoplasm) mix. Without the hill the fit would
@@ -64,8 +64,6 @@ def fit_noise(heights: FloatArray, lower: float = 0.7) -> NoiseModel:
     ----------
     heights
         `(n,)` of maxima that keep the particle's distance from each other.
-    lower
-        Quantile above which they are fitted.
 
     Raises
     ------
@@ -77,7 +75,7 @@ def fit_noise(heights: FloatArray, lower: float = 0.7) -> NoiseModel:
             f"only {len(heights)} maxima of the score tell how high noise scores; expected at least {_FEWEST_PEAKS}: "
             "search a larger region"
         )
-    lowest, top = np.quantile(heights, (lower, _LOWEST_HILL)).astype(float)
+    lowest, top = np.quantile(heights, (_FITTED_FROM, _LOWEST_HILL)).astype(float)
     values = np.sort(heights[heights >= lowest]).astype(float)
     mixture = _Mixture(values, float(lowest), float(top))
     best = min(
@@ -144,6 +142,9 @@ class _Mixture:
 
 _FEWEST_TRIES = 20.0
 _MOST_TRIES = 1e7
+_FITTED_FROM = 0.7
+"""Quantile of the heights above which they are fitted."""
+
 _LOWEST_HILL = 0.97
 """Quantile above which the middle of the hill lies."""
 

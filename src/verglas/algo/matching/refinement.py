@@ -51,7 +51,6 @@ def refine_picks(
     *,
     step_deg: float,
     floor: float,
-    rounds: int = _ROUNDS,
 ) -> RefinedPicks:
     """Climb from each pick to the nearest best orientation and position.
 
@@ -74,8 +73,6 @@ def refine_picks(
         Of the search whose picks these are.
     floor
         Variance below which a place is empty.
-    rounds
-        How often the step is halved.
     """
     found = [
         _refine_group(
@@ -86,7 +83,6 @@ def refine_picks(
             filters,
             step_deg,
             floor,
-            rounds,
         )
         for start in range(0, len(places), _GROUP)
     ]
@@ -104,11 +100,10 @@ def _refine_group(
     filters: Tensor,
     step: float,
     floor: float,
-    rounds: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Refine a few picks together, so that their templates are turned in one go."""
     places, matrices, scores = places.clone(), matrices.clone(), torch.zeros(len(places))
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         step = step / 2
         turns = local_rotations(1.5 * step, step)
         vectors = matrices_to_rotation_vectors(turns)

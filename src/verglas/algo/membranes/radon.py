@@ -10,6 +10,8 @@ from verglas.algo.membranes.profiles import bilayer_kernel
 
 FloatArray = npt.NDArray[np.float64]
 
+_MOST = 4
+_EDGE_PX = 4.0
 _STEP_DEG = 3.0
 _BENDS = 9
 _STRONGEST_BEND = 0.16
@@ -26,16 +28,14 @@ class Find:
     sign: int
 
 
-def soft_window(shape: tuple[int, int], radius: float, edge: float = 4.0) -> FloatArray:
+def soft_window(shape: tuple[int, int], radius: float) -> FloatArray:
     """Return a disc `(y, x)` about the image's centre, 1 within and 0 beyond, with a cosine edge."""
     y, x = np.ogrid[: shape[0], : shape[1]]
     r = np.hypot(y - shape[0] // 2, x - shape[1] // 2)
-    return np.asarray(0.5 + 0.5 * np.cos(np.pi * np.clip((r - radius) / edge + 0.5, 0, 1)))
+    return np.asarray(0.5 + 0.5 * np.cos(np.pi * np.clip((r - radius) / _EDGE_PX + 0.5, 0, 1)))
 
 
-def find_membranes(
-    image: FloatArray, weight: FloatArray, distances: FloatArray, *, count: int = 4
-) -> list[Find]:
+def find_membranes(image: FloatArray, weight: FloatArray, distances: FloatArray) -> list[Find]:
     """Find where lines or parabolas meet two leaflets.
 
     For each angle and bend the image is averaged along parallel curves, and the averages are compared with two
@@ -49,8 +49,6 @@ def find_membranes(
         `(y, x)` of each pixel; 0 where there is no image.
     distances
         `(k,)` between leaflets, pixels.
-    count
-        How many.
     """
     rows, columns = np.nonzero(weight > 0.02)
     w = weight[rows, columns]
@@ -86,7 +84,7 @@ def find_membranes(
                     )
                 )
     found.sort(reverse=True)
-    return _keep_apart(found, image.shape, count)
+    return _keep_apart(found, image.shape)
 
 
 def _normalise_kernel(distance: float) -> FloatArray:
@@ -106,7 +104,7 @@ def _match(sums: FloatArray, counts: FloatArray, kernel: FloatArray) -> FloatArr
 
 
 def _keep_apart(
-    found: list[tuple[float, float, float, float, float, int]], shape: tuple[int, ...], count: int
+    found: list[tuple[float, float, float, float, float, int]], shape: tuple[int, ...]
 ) -> list[Find]:
     kept: list[Find] = []
     for score, theta, place, kappa, distance, sign in found:
@@ -115,7 +113,7 @@ def _keep_apart(
         one = Find(Arc((float(centre[0]), float(centre[1])), theta, kappa), distance, score, sign)
         if all(_differs(one, other, shape) for other in kept):
             kept.append(one)
-        if len(kept) == count:
+        if len(kept) == _MOST:
             break
     return kept
 

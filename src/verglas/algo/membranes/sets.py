@@ -122,9 +122,7 @@ def _whiten(profile: Profile, power: FloatArray) -> Profile:
     return profile if whitener is None else Profile(whitener @ profile.coefficients, profile.spacing)
 
 
-def learn_class(
-    start: ClassModel, particles: Callable[[], Iterator[Particle]], *, rounds: int = _ROUNDS
-) -> ClassModel:
+def learn_class(start: ClassModel, particles: Callable[[], Iterator[Particle]]) -> ClassModel:
     """Find the profiles and the scatter of the moves from particles of the class.
 
     Parameters
@@ -133,11 +131,9 @@ def learn_class(
         From `start_model`.
     particles
         Gives them anew, once a round.
-    rounds
-        How often.
     """
     model = start
-    for turn in range(rounds):
+    for turn in range(_ROUNDS):
         sums = _Sums(model)
         for particle in particles():
             sums.add(*fit_particle(model, particle, either_sign=not turn), particle)

@@ -15,6 +15,7 @@ from verglas.algo.membranes.profiles import bilayer_kernel
 
 FloatArray = npt.NDArray[np.float64]
 
+_MOST = 60
 _DIRECTIONS = 24
 _STRONG, _WEAK = 6.0, 3.2
 """Standard deviations of the answer at which a membrane begins, and at which it ends."""
@@ -86,7 +87,6 @@ def trace_membranes(
     *,
     mask: FloatArray | None = None,
     distance_angstrom: float = 40.0,
-    most: int = 60,
 ) -> list[Trace]:
     """Trace membranes.
 
@@ -100,8 +100,6 @@ def trace_membranes(
         `(y, x)` above 0 where membranes are; none finds them.
     distance_angstrom
         Between leaflets.
-    most
-        Up to how many.
     """
     factor = max(1, int(8.0 / pixel_size_angstrom))
     small = _bin(image, factor)
@@ -129,7 +127,7 @@ def trace_membranes(
         _occupy(free, trace, 1.5 * distance)
         if len(trace.points_yx) * _STEP * pixel >= _LEAST_LENGTH_ANGSTROM / 3:
             found.append(trace)
-        if len(found) == most:
+        if len(found) == _MOST:
             break
     traces = []
     for trace in _join(found, _GAP * distance):

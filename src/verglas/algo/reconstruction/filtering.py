@@ -24,7 +24,7 @@ from verglas.ops.backprojection import (
 )
 from verglas.ops.dose import critical_exposure, view_weights
 from verglas.ops.fft import fast_size, radial_frequency, rescale_images
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
 from verglas.ops.local_field import undo_field
 from verglas.shapes import Image, Values
 
@@ -170,15 +170,7 @@ def _undo_local(image: Image, series: TiltSeries, view: int, voxel_size_angstrom
     field = series.local
     if field is None:
         return image
-    one = series.take([view])
-    matrix = projection_matrices(
-        x_tilt_deg=torch.tensor(one.x_tilt_deg),
-        y_tilt_deg=torch.tensor(one.y_tilt_deg),
-        z_rot_deg=torch.tensor(one.z_rot_deg),
-        x_shift_angstrom=torch.tensor(one.x_shift_angstrom),
-        y_shift_angstrom=torch.tensor(one.y_shift_angstrom),
-        magnification=torch.tensor(one.magnification),
-    )[0, :2]
+    matrix = series_matrices(series.take([view]).geometry)[0, :2]
     back = torch.linalg.inv(matrix[:, :2])
     return undo_field(
         image,

@@ -9,8 +9,8 @@ from verglas.algo.simulation.imaging import slab_transmission
 from verglas.algo.simulation.render import project_scatterers
 from verglas.algo.simulation.scatterers import FloatArray, Scatterers
 from verglas.algo.simulation.supports import GOLD_FREE_PATH_ANGSTROM
-from verglas.algo.simulation.tilt_series import geometry_matrices
 from verglas.model import TiltSeries
+from verglas.ops.geometry import series_matrices
 
 _AMPLITUDE_CONTRAST = 0.1
 _RADIANS_PER_V_A = 6.5e-4  # interaction constant at 300 kV
@@ -66,7 +66,7 @@ def draw_ball_series(
         `(n, y, x)` electrons a pixel.
     """
     pixel = truth.pixel_size_angstrom
-    matrices = geometry_matrices(truth)
+    matrices = series_matrices(truth.geometry).numpy()
     hidden = set(np.asarray(blank, dtype=int).tolist())
     stack = np.empty((len(truth), *truth.image_shape), np.float32)
     for view, matrix in enumerate(matrices):

@@ -9,11 +9,11 @@ from verglas.algo.simulation.detector import Camera, apply_mtf, count_electrons
 from verglas.algo.simulation.scatterers import FloatArray, Scatterers
 from verglas.algo.simulation.specimen import Specimen
 from verglas.algo.simulation.supports import Absorber
-from verglas.algo.simulation.threads import map_threads
 from verglas.algo.simulation.tilt_series import expose
 from verglas.algo.simulation.views import Conditions, View, expect_view
 from verglas.errors import UserError
 from verglas.model import Optics
+from verglas.runtime import map_threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ def simulate_movie(
     seed
         Chooses the noise, frame by frame.
     workers
-        Threads; none is all cores.
+        Threads; none is as many as torch may use.
 
     Returns
     -------

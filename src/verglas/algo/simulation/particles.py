@@ -7,11 +7,11 @@ import numpy.typing as npt
 
 from verglas.algo.simulation.scatterers import Scatterers
 from verglas.algo.simulation.specimen import Species, arrange_copies
-from verglas.algo.simulation.threads import map_threads
 from verglas.algo.simulation.tilt_series import expose
 from verglas.algo.simulation.views import Conditions, View
 from verglas.errors import UserError
 from verglas.model import Optics
+from verglas.runtime import map_threads
 
 
 def simulate_particles(
@@ -57,7 +57,7 @@ def simulate_particles(
     seed
         Chooses the noise, image by image.
     workers
-        Threads; none is all cores.
+        Threads; none is as many as torch may use.
 
     Returns
     -------
@@ -72,33 +72,33 @@ def simulate_particles(
     angles = np.asarray(angles_deg, dtype=np.float64)
     if angles.ndim != 2 or angles.shape[1] != 3:
         raise UserError(f"`angles_deg` must have shape (n, 3); got {angles.shape}")
-    count = len(angles)
-    defocus_u = _each("defocus_u_angstrom", defocus_u_angstrom, (count,))
-    defocus_v = defocus_u
-    if defocus_v_angstrom is not None:
-        defocus_v = _each("defocus_v_angstrom", defocus_v_angstrom, (count,))
-    defocus_angle = _each("defocus_angle_deg", defocus_angle_deg, (count,))
-    phase_shift = _each("phase_shift_deg", phase_shift_deg, (count,))
-    offsets = _each("offsets_angstrom", offsets_angstrom, (count, 2))
+    views = _list_views(
+        len(angles),
+        defocus_u_angstrom=defocus_u_angstrom,
+        defocus_v_angstrom=defocus_u_angstrom if defocus_v_angstrom is None else defocus_v_angstrom,
+        defocus_angle_deg=defocus_angle_deg,
+        phase_shift_deg=phase_shift_deg,
+        exposure_e_per_a2=exposure_e_per_a2,
+    )
+    offsets = _each("offsets_angstrom", offsets_angstrom, (len(angles), 2))
     species = Species("particle", scatterers)
-    images = np.empty((count, box, box), dtype=np.float32)
+    images = np.empty((len(angles), box, box), dtype=np.float32)
 
     def make(i: int) -> None:
         place = np.array([[offsets[i, 0], offsets[i, 1], 0.0]])
         single = arrange_copies("particle", species, place, angles[i : i + 1], thickness_angstrom)
-        view = View(
-            matrix=np.eye(4),
-            defocus_u_angstrom=float(defocus_u[i]),
-            defocus_v_angstrom=float(defocus_v[i]),
-            defocus_angle_deg=float(defocus_angle[i]),
-            phase_shift_deg=float(phase_shift[i]),
-            exposure_e_per_a2=exposure_e_per_a2,
-        )
         rng = np.random.default_rng([seed, 6, i])
-        images[i] = expose(single, view, (box, box), optics, conditions or Conditions(), rng)
+        images[i] = expose(single, views[i], (box, box), optics, conditions or Conditions(), rng)
 
-    map_threads(make, range(count), workers)
+    map_threads(make, range(len(angles)), workers)
     return images
+
+
+def _list_views(count: int, **values: npt.ArrayLike) -> list[View]:
+    """One straight view an image, each with its own of the values."""
+    columns = [_each(name, value, (count,)).tolist() for name, value in values.items()]
+    rows: list[dict[str, Any]] = [dict(zip(values, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [View(np.eye(4), **row) for row in rows]
 
 
 def _each(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from verglas.algo.simulation.kernels import add_projections, add_volume, sum_transform
 from verglas.algo.simulation.scatterers import FloatArray, Scatterers
-from verglas.algo.simulation.threads import map_threads
 from verglas.errors import UserError
+from verglas.runtime import map_threads
 
 Sampling = Literal["point", "average"]
 """How a pixel sees the potential: at its centre, or averaged over its area or volume."""

@@ -105,13 +105,6 @@ def centre_scatterers(scatterers: Scatterers) -> Scatterers:
     return move_scatterers(scatterers, translation_angstrom=-scatterers.centre_angstrom)
 
 
-def scale_scatterers(scatterers: Scatterers, factor: float) -> Scatterers:
-    """Multiply the potential by `factor`."""
-    return Scatterers(
-        scatterers.positions_angstrom, scatterers.weights_v_a3 * factor, scatterers.sigmas_angstrom
-    )
-
-
 def coarsen_scatterers(scatterers: Scatterers, spacing_angstrom: float) -> Scatterers:
     """Merge the Gaussians of each cell of a cubic grid into one.
 

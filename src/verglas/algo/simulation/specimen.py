@@ -82,6 +82,10 @@ class Specimen:
         return np.flatnonzero(self.particles.extra["vglSpecies"].to_numpy() == species.name)
 
 
+_Placed = tuple[Population, FloatArray, FloatArray, FloatArray]
+"""A population, its places and angles, and the vesicle of each or -1."""
+
+
 def build_specimen(
     name: str,
     extent_angstrom: tuple[float, float, float],
@@ -130,26 +134,7 @@ def build_specimen(
     shells = np.column_stack([centres, radii - half, radii + half])
     beads = np.full((bead_count, 4), bead_diameter_angstrom / 2)
     beads[:, :3] = place_balls(beads[:, 3], extent_angstrom, rng, shells=shells)
-
-    balls = beads
-    tables: list[tuple[Population, FloatArray, FloatArray, FloatArray]] = []
-    for population in populations:
-        if population.in_membrane:
-            radius = population.species.scatterers.radius_angstrom
-            places, owners = _place_in_membranes(
-                population.count, radius, vesicles, shells, balls, extent_angstrom[2], rng
-            )
-            angles = angles_along(places - vesicles[owners, :3], rng)
-            tables.append((population, places, angles, owners.astype(np.float64)))
-            balls = np.vstack([balls, np.column_stack([places, np.full(len(places), radius)])])
-    free = [population for population in populations if not population.in_membrane]
-    sizes = np.repeat([p.species.scatterers.radius_angstrom for p in free], [p.count for p in free])
-    places = place_balls(sizes, extent_angstrom, rng, obstacles=balls, shells=shells)
-    stops = np.cumsum([0, *(p.count for p in free)])
-    for population, start, stop in zip(free, stops[:-1], stops[1:], strict=True):
-        angles = random_angles(population.count, rng)
-        tables.append((population, places[start:stop], angles, np.full(population.count, -1.0)))
-
+    tables = _place_molecules(populations, extent_angstrom, vesicles, shells, beads, rng)
     leaflets = [
         move_scatterers(make_vesicle(radius, grain_angstrom), translation_angstrom=centre)
         for centre, radius in zip(centres, radii, strict=True)
@@ -169,11 +154,6 @@ def build_specimen(
 def add_absorber(specimen: Specimen, absorber: Absorber) -> Specimen:
     """Return the specimen with one more thing that absorbs, such as a carbon film."""
     return replace(specimen, absorbers=(*specimen.absorbers, absorber))
-
-
-def add_film(specimen: Specimen, film: Scatterers) -> Specimen:
-    """Return the specimen with one more film that radiation does not change."""
-    return replace(specimen, films=(*specimen.films, film))
 
 
 def arrange_copies(
@@ -215,6 +195,36 @@ def _check_populations(populations: Sequence[Population], vesicles: Sequence[flo
             raise UserError(f"{population.species.name!r} sits in membranes; expected at least one vesicle")
 
 
+def _place_molecules(
+    populations: Sequence[Population],
+    extent: tuple[float, float, float],
+    vesicles: FloatArray,
+    shells: FloatArray,
+    beads: FloatArray,
+    rng: np.random.Generator,
+) -> list[_Placed]:
+    """Place membrane proteins, then the molecules in solution."""
+    balls = beads
+    tables: list[_Placed] = []
+    for population in populations:
+        if population.in_membrane:
+            radius = population.species.scatterers.radius_angstrom
+            places, owners = _place_in_membranes(
+                population.count, radius, vesicles, shells, balls, extent[2], rng
+            )
+            angles = angles_along(places - vesicles[owners, :3], rng)
+            tables.append((population, places, angles, owners.astype(np.float64)))
+            balls = np.vstack([balls, np.column_stack([places, np.full(len(places), radius)])])
+    free = [population for population in populations if not population.in_membrane]
+    sizes = np.repeat([p.species.scatterers.radius_angstrom for p in free], [p.count for p in free])
+    places = place_balls(sizes, extent, rng, obstacles=balls, shells=shells)
+    stops = np.cumsum([0, *(p.count for p in free)])
+    for population, start, stop in zip(free, stops[:-1], stops[1:], strict=True):
+        angles = random_angles(population.count, rng)
+        tables.append((population, places[start:stop], angles, np.full(population.count, -1.0)))
+    return tables
+
+
 def _place_in_membranes(
     count: int,
     radius: float,
@@ -253,9 +263,7 @@ def _place_in_membranes(
     return places, owners
 
 
-def _make_particles(
-    name: str, tables: Sequence[tuple[Population, FloatArray, FloatArray, FloatArray]]
-) -> Particles:
+def _make_particles(name: str, tables: Sequence[_Placed]) -> Particles:
     count = sum(len(places) for _, places, _, _ in tables)
     nothing = np.empty((0, 3))
     species = np.repeat([t[0].species.name for t in tables], [len(t[1]) for t in tables]).astype(object)

@@ -2,16 +2,15 @@
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from verglas.algo.simulation.detector import apply_mtf
 from verglas.algo.simulation.scatterers import FloatArray
 from verglas.algo.simulation.specimen import Specimen
-from verglas.algo.simulation.threads import map_threads
 from verglas.algo.simulation.views import Conditions, View, expect_view
 from verglas.errors import UserError
 from verglas.model import Optics, TiltSeries
-from verglas.ops.geometry import projection_matrices
+from verglas.ops.geometry import series_matrices
+from verglas.runtime import map_threads
 
 
 def simulate_tilt_series(
@@ -35,7 +34,7 @@ def simulate_tilt_series(
     seed
         Chooses the noise. Each view has a stream of its own, so the result does not depend on `workers`.
     workers
-        Threads, one view each; none is all cores. Each takes about 0.3 GiB.
+        Threads, one view each; none is as many as torch may use. Each takes about 0.3 GiB.
 
     Returns
     -------
@@ -72,7 +71,7 @@ def make_views(geometry: TiltSeries) -> list[View]:
         if not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             raise UserError(f"`{name}` of view {row + 1} of {geometry.name!r} is unknown; expected a number")
-    matrices = geometry_matrices(geometry)
+    matrices = series_matrices(geometry.geometry).numpy()
     return [
         View(
             matrix=matrices[i],
@@ -86,13 +85,6 @@ def make_views(geometry: TiltSeries) -> list[View]:
         )
         for i in range(len(geometry))
     ]
-
-
-def geometry_matrices(geometry: TiltSeries) -> FloatArray:
-    """`(n, 4, 4)` specimen-to-image matrices of a record, Å."""
-    names = ("x_tilt_deg", "y_tilt_deg", "z_rot_deg", "x_shift_angstrom", "y_shift_angstrom", "magnification")
-    arguments = {name: torch.from_numpy(np.array(getattr(geometry, name))) for name in names}
-    return np.asarray(projection_matrices(**arguments).numpy())
 
 
 def expose(

@@ -175,12 +175,12 @@ def expect_view(
     return np.asarray(image, dtype=np.float32)
 
 
-def layer_height(optics: Optics, error_rad: float = 0.05) -> float:
-    """Height of a layer whose edges err by `error_rad` in the CTF's phase at Nyquist, Å.
+def layer_height(optics: Optics) -> float:
+    """Height of a layer whose edges err by 0.05 radians in the CTF's phase at Nyquist, Å.
 
     Half a layer of defocus dz/2 turns the phase by π λ k² dz/2, with k = 1 / (2 pixels).
     """
-    return 8 * error_rad * optics.pixel_size_angstrom**2 / (math.pi * optics.wavelength_angstrom)
+    return 8 * 0.05 * optics.pixel_size_angstrom**2 / (math.pi * optics.wavelength_angstrom)
 
 
 def _list_copies(specimen: Specimen, matrix: FloatArray) -> list[_Copies]:

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from verglas.algo.tilt_alignment.alignment import FEWEST_GOOD_VIEWS, MarkAlignment
 from verglas.algo.tilt_alignment.bundle import VARIABLES, BundleFit, Freedom, fit_bundle
 from verglas.algo.tilt_alignment.centring import centre_beads, cut_patches, measure_profile
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
-from verglas.algo.tilt_alignment.local_alignment import FittedField, fit_local_field
-from verglas.algo.tilt_alignment.selection import Trial, refine_alignment
-from verglas.algo.tilt_alignment.slab import Slab, fit_slab, level_specimen
+from verglas.algo.tilt_alignment.local_alignment import fit_local_field
+from verglas.algo.tilt_alignment.selection import refine_alignment
+from verglas.algo.tilt_alignment.slab import fit_slab, level_specimen
 from verglas.algo.tilt_alignment.tracking import find_axis, track_beads
 from verglas.errors import UserError
 from verglas.ops.binning import bin_images, binned_centre_step
@@ -38,61 +39,11 @@ FINEST_DIAMETER = 16.0
 """Beads are measured on views averaged in blocks until they are hardly wider than so many pixels: finer pixels hold
 more noise, in which the correlation drowns, and take longer."""
 
-FEWEST_VIEWS = 5
-FEWEST_IN_VIEW = 3
 _FEWEST_BEADS = 3
 _WELL_EXPLAINED = 0.4
 _BETTER_EXPLAINED = 1.2
 _FEWEST_SEEN = 5
 _WORST_BEAD = 3.0
-
-
-@dataclass(frozen=True, eq=False)
-class BeadAlignment:
-    """An alignment by beads; all lengths in pixels of the views.
-
-    Parameters
-    ----------
-    geometry
-        Of the views, in a frame in which the slab is level and the specimen's centre in its middle.
-    points_px
-        `(beads, 3)` xyz of the beads in this frame.
-    tracks_px
-        `(beads, n, 2)` measured xy from the image's centre; NaN where a bead was not measured.
-    residuals_px
-        `(beads, n, 2)` measured less expected.
-    trials
-        Held-out residuals of the freedoms that were tried, the chosen one first; with the field when there is one.
-    slab
-        Where the beads lie before it was levelled; none for fewer than five beads.
-    explained
-        `(n,)` share of the beads found in each view that lie on a track; NaN where none was found.
-    searched
-        Whether the axis was searched over all directions.
-    field
-        Local shifts, where held-out beads call for them.
-    """
-
-    geometry: ViewGeometry
-    points_px: FloatArray
-    tracks_px: FloatArray
-    residuals_px: FloatArray
-    trials: tuple[Trial, ...]
-    slab: Slab | None
-    explained: FloatArray
-    searched: bool
-    field: FittedField | None = None
-
-    @property
-    def lost(self) -> npt.NDArray[np.bool_]:
-        """`(n,)` views in which so few beads were measured that nothing is known of them."""
-        return np.asarray(np.isfinite(self.tracks_px[..., 0]).sum(axis=0) < FEWEST_IN_VIEW)
-
-    @property
-    def rms_px(self) -> tuple[float, float]:
-        """Root mean square of the residuals in x and y."""
-        x, y = np.sqrt(np.nanmean(self.residuals_px**2, axis=(0, 1)))
-        return float(x), float(y)
 
 
 def align_by_beads(
@@ -105,7 +56,7 @@ def align_by_beads(
     *,
     search: bool = False,
     local: bool = True,
-) -> BeadAlignment:
+) -> MarkAlignment:
     """Align views by dark beads that were found in them.
 
     Parameters
@@ -134,8 +85,10 @@ def align_by_beads(
         When there are fewer than five views, or too few beads to align by.
     """
     tilt = np.asarray(tilt_deg, dtype=float)
-    if len(tilt) < FEWEST_VIEWS:
-        raise UserError(f"an alignment by beads needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
+    if len(tilt) < FEWEST_GOOD_VIEWS:
+        raise UserError(
+            f"an alignment by beads needs at least {FEWEST_GOOD_VIEWS} good views; got {len(tilt)}"
+        )
     follow = partial(_follow, images, tilt, detections, diameter_px)
     tracked, searched = None if search or axis_deg is None else follow(axis_deg), False
     if tracked is None or tracked.share < _WELL_EXPLAINED:
@@ -152,7 +105,16 @@ def align_by_beads(
     geometry, points = level_specimen(fit.geometry, fit.points_px, slab)
     explained = explain_detections(detections, geometry, points, diameter_px)
     tracks = tracked.tracks_px
-    done = BeadAlignment(geometry, points, tracks, fit.residuals_px, tuple(trials), slab, explained, searched)
+    done = MarkAlignment(
+        geometry=geometry,
+        points_px=points,
+        tracks_px=tracks,
+        residuals_px=fit.residuals_px,
+        trials=tuple(trials),
+        slab=slab,
+        searched=searched,
+        explained=explained,
+    )
     bent = fit_local_field(tracks, geometry, points, tracked.start, trials[0].freedom) if local else None
     if bent is None:
         return done

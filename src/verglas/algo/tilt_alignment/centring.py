@@ -7,6 +7,8 @@ from scipy.ndimage import map_coordinates
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.floating]
 
+_ROUNDS = 8
+
 
 def measure_profile(patches: FloatArray, reach: int) -> FloatArray:
     """Mean bead as a function of the distance from its centre.
@@ -50,7 +52,7 @@ def cut_patches(image: Image, positions_px: FloatArray, reach: int) -> FloatArra
 
 
 def centre_beads(
-    image: Image, positions_px: FloatArray, profile: FloatArray, reach: int, *, rounds: int = 8
+    image: Image, positions_px: FloatArray, profile: FloatArray, reach: int
 ) -> tuple[FloatArray, FloatArray]:
     """Centre beads by a least-squares fit of their profile on a sloping background, by Gauss and Newton.
 
@@ -64,8 +66,6 @@ def centre_beads(
         From :func:`measure_profile`.
     reach
         Half the side of the patch that is fitted.
-    rounds
-        Steps.
 
     Returns
     -------
@@ -82,14 +82,14 @@ def centre_beads(
             continue
         y0, x0 = (here[::-1] + centre).astype(int)
         patch = image[y0 - reach : y0 + reach + 1, x0 - reach : x0 + reach + 1].astype(float)
-        moved, score = _fit_profile(patch, place - here, profile, reach, rounds)
+        moved, score = _fit_profile(patch, place - here, profile, reach)
         if np.abs(moved + here - place).max() < reach / 2:
             places[row], scores[row] = moved + here, score
     return places, scores
 
 
 def _fit_profile(
-    patch: FloatArray, start: FloatArray, profile: FloatArray, reach: int, rounds: int
+    patch: FloatArray, start: FloatArray, profile: FloatArray, reach: int
 ) -> tuple[FloatArray, float]:
     steps = np.arange(-reach, reach + 1, dtype=float)
     y, x = (grid.ravel() for grid in np.meshgrid(steps, steps, indexing="ij"))
@@ -98,7 +98,7 @@ def _fit_profile(
     slope = np.gradient(profile) * 2
     knots = np.arange(len(profile)) / 2
     place, score = start.astype(float).copy(), 0.0
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         dx, dy = x - place[0], y - place[1]
         distance = np.maximum(np.hypot(dx, dy), 1e-6)
         bead, fall = (

@@ -7,9 +7,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from verglas.algo.tilt_alignment.alignment import FEWEST_GOOD_VIEWS, MarkAlignment
 from verglas.algo.tilt_alignment.bundle import BundleFit, Freedom
 from verglas.algo.tilt_alignment.coarse import find_coarse_shifts
-from verglas.algo.tilt_alignment.common_lines import CERTAIN, AxisSearch, find_axis_by_lines
+from verglas.algo.tilt_alignment.common_lines import CERTAIN, find_axis_by_lines
 from verglas.algo.tilt_alignment.geometry import ViewGeometry, project_points, start_geometry
 from verglas.algo.tilt_alignment.patch_fit import FREEDOMS, fit_patches, refine_patches
 from verglas.algo.tilt_alignment.patches import (
@@ -28,8 +29,6 @@ from verglas.ops.binning import bin_images, binned_centre_step
 
 FloatArray = npt.NDArray[np.float64]
 Image = npt.NDArray[np.floating]
-
-FEWEST_VIEWS = 5
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,6 @@ _WORTH_FINER = 0.3
 _ROOMY = 1.15  # what lies beyond the slab harms more than room in it
 _BOLD, _BOLD_TURN, _STEEPEST = 1.7, 2.2, 0.3
 _LAST_ROUNDS = 1
-_FEWEST_IN_VIEW = 3
 _SHARE_NOTHING_PX = 2.0
 _LARGEST = 2.0
 _THICKNESSES = 1.4  # what enters and leaves smaller patches turned the axis by 0.2 degrees
@@ -86,59 +84,27 @@ _MARGIN = 0.4
 _FEWEST_A_ROW = 3
 
 
-@dataclass(frozen=True, eq=False)
-class PatchAlignment:
-    """An alignment by patches; all lengths in pixels of the views.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PatchAlignment(MarkAlignment):
+    """An alignment by patches, whose residuals are from where the fit and the rest of each track say.
 
     Parameters
     ----------
-    geometry
-        Of the views, in a frame in which the slab is level and the specimen's centre in its middle.
-    points_px
-        `(patches, 3)` xyz of the patches' middles in this frame.
-    tracks_px
-        `(patches, n, 2)` xy from the image's centre; NaN where a patch was not measured.
-    residuals_px
-        `(patches, n, 2)` of each place from where the fit and the rest of its track say.
-    trials
-        Held-out residuals of the freedoms that were tried, the chosen one first.
     slab
         Where the patches lay before it was levelled, as thick as explains best what the views share.
     size_px
         Side of a patch.
-    factor
-        Pixels of the views a pixel of the finest sampling.
     scores
         `(patches, n)` correlation of each patch with what the other views predict.
-    axis_search
-        What common lines say of the axis; none when the rough one was taken.
     gain
         By what fraction the views agreed better with projections of the others once they had been matched with
         them; if it is below `LEAST_GAIN` of `projection_matching` they were left where the patches say.
     """
 
-    geometry: ViewGeometry
-    points_px: FloatArray
-    tracks_px: FloatArray
-    residuals_px: FloatArray
-    trials: tuple[Trial, ...]
     slab: Slab
     size_px: float
-    factor: int
     scores: FloatArray
-    axis_search: AxisSearch | None = None
     gain: float = 0.0
-
-    @property
-    def lost(self) -> npt.NDArray[np.bool_]:
-        """`(n,)` views in which so few patches were measured that nothing is known of them."""
-        return np.asarray(np.isfinite(self.tracks_px[..., 0]).sum(axis=0) < _FEWEST_IN_VIEW)
-
-    @property
-    def rms_px(self) -> tuple[float, float]:
-        """Root mean square of the residuals in x and y."""
-        x, y = np.sqrt(np.nanmean(self.residuals_px**2, axis=(0, 1)))
-        return float(x), float(y)
 
 
 def align_by_patches(
@@ -174,8 +140,10 @@ def align_by_patches(
         When there are fewer than five views, or the views share too little.
     """
     tilt = np.asarray(tilt_deg, dtype=float)
-    if len(tilt) < FEWEST_VIEWS:
-        raise UserError(f"an alignment by patches needs at least {FEWEST_VIEWS} good views; got {len(tilt)}")
+    if len(tilt) < FEWEST_GOOD_VIEWS:
+        raise UserError(
+            f"an alignment by patches needs at least {FEWEST_GOOD_VIEWS} good views; got {len(tilt)}"
+        )
     found = find_axis_by_lines(images, tilt, find_coarse_shifts(images, tilt, axis_deg))
     known = 0.0 if axis_deg is None else axis_deg
     nearer = found.axis_deg + 180 * round((known - found.axis_deg) / 180)
@@ -191,13 +159,18 @@ def align_by_patches(
             f"{miss * result.factor:.1f} pixels from where the others say; expected a specimen with structure"
         )
     matched = match_projections(images, result.geometry, _ROOMY * result.slab.thickness_px)
-    return replace(result, geometry=matched.geometry, axis_search=found if asked else None, gain=matched.gain)
+    return replace(
+        result,
+        geometry=matched.geometry,
+        searched=asked,
+        axis_search=found if asked else None,
+        gain=matched.gain,
+    )
 
 
 def refine_by_patches(
     images: Sequence[Image],
     geometry: ViewGeometry,
-    levels: Sequence[Level] = LEVELS,
     *,
     rigid: bool = False,
 ) -> PatchAlignment:
@@ -209,14 +182,12 @@ def refine_by_patches(
         n good views `(y, x)`.
     geometry
         With shifts that err by less than a tenth of the field, and the tilts of the stage.
-    levels
-        From coarse to fine.
     rigid
         Keep the magnification of the views.
     """
     freedoms = tuple(dict.fromkeys(replace(f, scale=0) if rigid else f for f in FREEDOMS))
     state = _State(geometry, (0.0, 0.0), 0.0)
-    for level in levels:
+    for level in LEVELS:
         factor = max(1, round(max(images[0].shape) / level.side))
         views = [
             whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy())
@@ -309,15 +280,15 @@ def _conclude(
     larger = replace(larger, shift_px=larger.shift_px + step)
     geometry, points = level_specimen(larger, fit.points_px * factor, slab)
     return PatchAlignment(
-        geometry,
-        points,
-        found.tracks.places_px * factor + step,
-        fit.residuals_px * factor,
-        tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials),
-        slab,
-        layer.size * factor,
-        factor,
-        found.scores,
+        geometry=geometry,
+        points_px=points,
+        tracks_px=found.tracks.places_px * factor + step,
+        residuals_px=fit.residuals_px * factor,
+        trials=tuple(replace(trial, residuals_px=trial.residuals_px * factor) for trial in trials),
+        slab=slab,
+        factor=factor,
+        size_px=layer.size * factor,
+        scores=found.scores,
     )
 
 

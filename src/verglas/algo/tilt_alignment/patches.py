@@ -28,6 +28,7 @@ LEAST_COVERED = 0.6
 """A patch is measured in views that show at least this fraction of it."""
 
 _RINGS = 24
+_SHARE_RINGS = 16
 _HIGHEST = 0.42
 _LOWEST_PERIODS = 1.5
 _LEAST_SHARE = 0.02
@@ -256,7 +257,7 @@ def image_frequencies(plane: FloatArray, size: int) -> FloatArray:
     return np.asarray(np.linalg.norm(places, axis=-1))
 
 
-def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: int = 16) -> FloatArray:
+def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray) -> FloatArray:
     """Fraction of the views' power that is signal, from the correlation of neighbours.
 
     Parameters
@@ -267,14 +268,13 @@ def estimate_share(transforms: Tensor, smear: Tensor, rings: FloatArray, count: 
         `(n, 2)`, see `make_predictor`.
     rings
         `(n, y, x // 2 + 1)` frequencies in the views.
-    count
-        Of rings up to Nyquist.
 
     Returns
     -------
     ndarray
-        `(n, count)`: a curve of frequency that all share, times a number a view.
+        `(n, 16)`: a curve of frequency that all share, times a number a view.
     """
+    count = _SHARE_RINGS
     order = torch.argsort(smear[:, 0])
     first, second = order[:-1], order[1:]
     frequency = plane_frequencies(transforms.shape[-2])

@@ -56,12 +56,7 @@ class MatchedViews:
     gain: float
 
 
-def match_projections(
-    images: Sequence[Image],
-    geometry: ViewGeometry,
-    thickness_px: float,
-    slope: tuple[float, float] = (0.0, 0.0),
-) -> MatchedViews:
+def match_projections(images: Sequence[Image], geometry: ViewGeometry, thickness_px: float) -> MatchedViews:
     """Refine the shifts of the views.
 
     They are kept only when the views agree clearly better with the predictions than before. No view takes part in its
@@ -74,16 +69,14 @@ def match_projections(
     geometry
         With shifts that err by less than some hundredths of the field.
     thickness_px
-        Of the slab.
-    slope
-        Rise of the slab along x and y.
+        Of the slab, which is level.
     """
     factor = max(1, round(max(images[0].shape) / LARGEST_SIDE))
     views = [
         whiten_view(bin_images(torch.from_numpy(np.asarray(i, np.float32)), factor).numpy()) for i in images
     ]
     size = 2 * round(_COVERED * min(views[0].shape) / 2)
-    layer = Layer(np.zeros((1, 3)), slope, size, thickness_px / factor)
+    layer = Layer(np.zeros((1, 3)), (0.0, 0.0), size, thickness_px / factor)
 
     def measure(shift_px: FloatArray) -> Displacements:
         reach = max(_SHORTEST_REACH, _REACH * size)

@@ -139,6 +139,23 @@ def _read_with_slope(volume: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
     return value, slope
 
 
+@numba.njit(cache=True, fastmath=True, inline="always")
+@no_type_check
+def _fill_basis(re, im, value, slope, place, sign, oversampling):  # pragma: no cover -- compiled
+    """Fill in what the images of a small change of scale, turn and place are at a frequency."""
+    dx, dy, dz = slope
+    x, y, z = place
+    # Of the mate: value conjugated; slopes conjugated and, as the place was mirrored, so are they.
+    re[0], im[0] = value.real, sign * value.imag
+    re[1], im[1] = z * dy.real - y * dz.real, sign * (z * dy.imag - y * dz.imag)
+    re[2], im[2] = x * dz.real - z * dx.real, sign * (x * dz.imag - z * dx.imag)
+    re[3], im[3] = y * dx.real - x * dy.real, sign * (y * dx.imag - x * dy.imag)
+    factor = sign * np.float32(2 * np.pi) / oversampling
+    re[4], im[4] = factor * x * im[0], -factor * x * re[0]
+    re[5], im[5] = factor * y * im[0], -factor * y * re[0]
+    re[6], im[6] = factor * z * im[0], -factor * z * re[0]
+
+
 @numba.njit(cache=True, parallel=True, fastmath=True)
 @no_type_check
 def _fit_numba(
@@ -201,16 +218,8 @@ def _fit_numba(
                     dx = dx0 + fz * (dx1 - dx0)
                     dy = (e10 - e00) + fz * ((e11 - e01) - (e10 - e00))
                     dz = g1 - g0
-                    # Of the mate: value conjugated; slopes conjugated and, as the place was mirrored, so are they.
-                    qx, qy, qz = np.float32(x), np.float32(y), np.float32(z)
-                    re[0], im[0] = value.real, sign * value.imag
-                    re[1], im[1] = qz * dy.real - qy * dz.real, sign * (qz * dy.imag - qy * dz.imag)
-                    re[2], im[2] = qx * dz.real - qz * dx.real, sign * (qx * dz.imag - qz * dx.imag)
-                    re[3], im[3] = qy * dx.real - qx * dy.real, sign * (qy * dx.imag - qx * dy.imag)
-                    factor = sign * np.float32(2 * np.pi / oversampling)
-                    re[4], im[4] = factor * qx * im[0], -factor * qx * re[0]
-                    re[5], im[5] = factor * qy * im[0], -factor * qy * re[0]
-                    re[6], im[6] = factor * qz * im[0], -factor * qz * re[0]
+                    place = (np.float32(x), np.float32(y), np.float32(z))
+                    _fill_basis(re, im, value, (dx, dy, dz), place, sign, np.float32(oversampling))
                     share = np.float32(0.5) if kx == 0 else np.float32(1)
                     seen = data[p, v, j, kx]
                     # The data are shifted back, which is less work than to shift all that is compared with them.
