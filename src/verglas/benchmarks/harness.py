@@ -29,6 +29,7 @@ BENCHMARKS = {
     "fiducials": "verglas.benchmarks.fiducials",
     "match": "verglas.benchmarks.match",
     "no-invention": "verglas.benchmarks.no_invention",
+    "classes": "verglas.benchmarks.classes",
     "preprocess": "verglas.benchmarks.preprocess",
     "membranes": "verglas.benchmarks.membranes",
     "motion": "verglas.benchmarks.motion",

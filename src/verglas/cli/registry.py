@@ -177,6 +177,13 @@ STEPS = (
         SUBTOMOGRAMS,
         "Align particles to an average or a first reference.",
     ),
+    StepCommand("pca", "verglas.steps.pca.PCA_STEP", SUBTOMOGRAMS, "Find how particles differ."),
+    StepCommand(
+        "cluster",
+        "verglas.steps.cluster.CLUSTER_STEP",
+        SUBTOMOGRAMS,
+        "Sort particles into classes by how they differ.",
+    ),
     StepCommand(
         "fsc",
         "verglas.steps.fsc.FSC_STEP",

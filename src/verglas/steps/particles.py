@@ -45,7 +45,8 @@ class ParticlesParams(Params):
     least_score: Annotated[float | None, Field(description="particles that score less are removed")] = None
     best: Annotated[int | None, Field(ge=2, description="keep this many of the highest score")] = None
     class_number: Annotated[
-        int | None, Field(ge=1, description="keep the particles of this class, as `align` found them")
+        int | None,
+        Field(ge=1, description="keep the particles of this class, as `align` or `cluster` found them"),
     ] = None
     orientations: Annotated[
         Literal["keep", "random"],
