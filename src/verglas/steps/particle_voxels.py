@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from verglas.algo.classification.subspace import Coordinates, PartParticles
 
 PLACES = "places.npz"
-_BAND = ("mask", "index", "counts", "shells")
+_BAND = ("mask", "support", "index", "counts", "shells")
 _COORDINATES = ("contrast", "means", "right", "precision")
 _WHAT = "places of particles, written by `pca`"
 

@@ -165,15 +165,15 @@ def _mask_band(params: PcaParams, pixel: float, box: int) -> "MaskedBand":
     band = _choose_band(params, pixel, box)
     voxel = box * pixel / band.size
     radius = params.particle_radius / voxel
-    mask = soft_sphere_mask((band.size,) * 3, radius, max(1.5, 0.2 * radius))
+    support = mask = soft_sphere_mask((band.size,) * 3, radius, max(1.5, 0.2 * radius))
     if params.mask is not None:
-        mask = mask * torch.from_numpy(_sample_mask(params.mask, band.size, voxel))
+        mask = support * torch.from_numpy(_sample_mask(params.mask, band.size, voxel))
         if not float(mask.max()) > 0.5:
             raise UserError(
                 f"mask {str(params.mask)!r} is empty within `particle_radius`; expected a part of the map"
             )
     shells = band.places_xyz.norm(dim=-1).round().long()
-    return MaskedBand(mask, band.index, band.counts, shells)
+    return MaskedBand(mask, support, band.index, band.counts, shells)
 
 
 def _sample_mask(path: Path, size: int, voxel_size_angstrom: float) -> npt.NDArray[np.float32]:

@@ -21,14 +21,15 @@ from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.rotation import random_rotations
 
 SIZE, COUNT = 20, 240
-SIGNAL = 1e-2
+SIGNAL = 2e-2
 
 
 @pytest.fixture(scope="module")
 def band():
     found = choose_band(SIZE, 1.0, 2.5)
     shells = found.places_xyz.norm(dim=-1).round().long()
-    return MaskedBand(soft_sphere_mask((found.size,) * 3, 6.0, 2.0), found.index, found.counts, shells)
+    mask = soft_sphere_mask((found.size,) * 3, 6.0, 2.0)
+    return MaskedBand(mask, mask, found.index, found.counts, shells)
 
 
 def blob(band, centre, sigma, moved=(0.0, 0.0, 0.0)):
@@ -41,8 +42,23 @@ def blob(band, centre, sigma, moved=(0.0, 0.0, 0.0)):
     return torch.from_numpy(transform)[band.index]
 
 
-def body(band, moved=(0.0, 0.0, 0.0)):
-    return blob(band, (0, 0, 0), 2.0, moved) - 0.3 * blob(band, (2, 1, 0), 1.2, moved)
+BODY = [
+    (1.0, (0, 0, 0), 2.0),
+    (-0.6, (2, 1, 0), 1.0),
+    (0.8, (-2, 2, 1), 1.0),
+    (0.8, (1, -2, -2), 1.0),
+    (-0.6, (-1, -1, 2), 1.0),
+]
+"""Weight, middle and width of the blobs of a molecule."""
+
+
+def body(band, moved=(0.0, 0.0, 0.0), turned=0.0):
+    """The molecule, turned about z by radians and then moved."""
+    c, s = math.cos(turned), math.sin(turned)
+    return sum(
+        weight * blob(band, (c * x - s * y, s * x + c * y, z), sigma, moved)
+        for weight, (x, y, z), sigma in BODY
+    )
 
 
 def show(band, maps, generator, strength=SIGNAL):
@@ -57,8 +73,8 @@ def show(band, maps, generator, strength=SIGNAL):
     weights = strength * (turned[..., 2].abs() < math.sin(math.radians(45))).float() + 1e-9
     noise = torch.view_as_complex(torch.randn(len(maps), len(index), 2, generator=generator) / math.sqrt(2))
     # In the plane kx = 0 the noise of a real volume has mates.
-    free = MaskedBand(torch.ones_like(band.mask), index, band.counts, band.shells)
-    noise = torch.where(band.counts == 0.5, math.sqrt(2) * free.confine(noise), noise)
+    mates = band.confine(noise, torch.ones_like(band.mask))
+    noise = torch.where(band.counts == 0.5, math.sqrt(2) * mates, noise)
     return PartParticles(weights * maps + weights.sqrt() * noise, weights)
 
 
@@ -79,7 +95,7 @@ def mixture(band):
     kinds = torch.randint(3, (COUNT,), generator=generator)
     contrasts = 1 + 0.15 * torch.randn(COUNT, generator=generator)
     extras = torch.stack(
-        [0 * body(band), 0.5 * blob(band, (4, 0, 0), 1.3), 0.5 * blob(band, (0, -4, 2), 1.3)]
+        [0 * body(band), 0.8 * blob(band, (4, 0, 0), 1.0), 0.8 * blob(band, (0, -4, 2), 1.0)]
     )
     maps = contrasts[:, None] * body(band) + extras[kinds]
     return show(band, maps, generator), kinds, contrasts, extras[1:]
@@ -107,7 +123,8 @@ def test_components_are_the_differences_there_are(band, mixture, found):
     particles, kinds, _, extras = mixture
     shares = torch.bincount(kinds)[1:] / len(kinds)
     mean = (body(band) + shares.to(extras) @ extras)[None]
-    given = flatten(band, torch.cat([mean, band.pose_maps(mean)]))
+    changes = band.pose_maps(mean)
+    given = flatten(band, torch.cat([mean, changes, *(band.pose_maps(one[None]) for one in changes)]))
     truth = flatten(band, extras)
     truth = truth - given @ np.linalg.lstsq(given, truth, rcond=None)[0]
     bases = [np.linalg.qr(columns)[0] for columns in (flatten(band, found.components[:2]), truth)]
@@ -135,9 +152,8 @@ def test_kinds_are_told_apart(band, mixture, found):
     counts = torch.bincount(clusters.numbers).tolist()
     assert counts == sorted(counts, reverse=True)
     averages = average_clusters(parts_of(particles), clusters.numbers, 3, band)
-    whole = MaskedBand(torch.ones_like(band.mask), band.index, band.counts, band.shells)
     order = torch.tensor([int(kinds[clusters.numbers == one].mode().values) for one in range(3)])
-    truth = whole.to_volumes(body(band) + torch.cat([0 * extras[:1], extras])[order])
+    truth = band.to_volumes(body(band) + torch.cat([0 * extras[:1], extras])[order])
     for average, true in zip(averages, truth, strict=True):
         inside = band.mask > 0.5
         assert float(torch.corrcoef(torch.stack([average[inside], true[inside]]))[0, 1]) > 0.9
@@ -167,15 +183,11 @@ def test_changes_of_pose_are_those_of_a_moved_and_a_turned_body(band):
     changes = band.pose_maps(mean)
     moved = (body(band, moved=(0, step, 0)) - body(band, moved=(0, -step, 0))) / (2 * step)
     np.testing.assert_allclose(changes[1], moved, atol=0.02 * float(moved.abs().max()))
-    turned = [
-        blob(band, (0, 0, 0), 2.0)
-        - 0.3 * blob(band, (2 * math.cos(a) - math.sin(a), 2 * math.sin(a) + math.cos(a), 0), 1.2)
-        for a in (angle, -angle)
-    ]
-    about_z = (turned[0] - turned[1]) / (2 * angle)
-    # A turned body is what lay elsewhere: the change is minus the gradient along the turn.
-    error = (changes[5] - about_z).abs().max() / about_z.abs().max()
-    assert float(error) < 0.05
+    about_z = (body(band, turned=angle) - body(band, turned=-angle)) / (2 * angle)
+    # Detail at the edge of the band rings through the cube, so that this is no more than nearly so.
+    pair = flatten(band, torch.stack([changes[5], about_z]))
+    assert np.corrcoef(pair.T)[0, 1] > 0.99
+    assert np.linalg.norm(pair[:, 0]) == pytest.approx(np.linalg.norm(pair[:, 1]), rel=0.03)
 
 
 def test_more_classes_than_particles_are_refused(band, mixture, found):

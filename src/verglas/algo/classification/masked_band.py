@@ -13,12 +13,14 @@ BandMaps = Complex[Tensor, "n k"]
 
 @dataclass(frozen=True, eq=False)
 class MaskedBand:
-    """Fourier voxels of a cube's half transform, and a mask of the cube.
+    """Fourier voxels of a cube's half transform, and masks of the cube.
 
     Parameters
     ----------
     mask
-        `(n, n, n)` 0 to 1, its middle at voxel `n // 2`.
+        `(n, n, n)` 0 to 1 of what may differ among particles, its middle at voxel `n // 2`.
+    support
+        `(n, n, n)` 0 to 1 of the whole molecule.
     index
         `(k,)` flat into `(n, n, n // 2 + 1)`, without the origin and what lies at Nyquist.
     counts
@@ -28,6 +30,7 @@ class MaskedBand:
     """
 
     mask: Float[Tensor, "z y x"]
+    support: Float[Tensor, "z y x"]
     index: Int[Tensor, " k"]
     counts: Float[Tensor, " k"]
     shells: Int[Tensor, " k"]
@@ -41,9 +44,9 @@ class MaskedBand:
         centred: Tensor = torch.fft.fftshift(volumes, dim=(1, 2, 3))
         return centred
 
-    def confine(self, maps: BandMaps) -> BandMaps:
+    def confine(self, maps: BandMaps, mask: Float[Tensor, "z y x"]) -> BandMaps:
         """Mask maps in space and take them back to the band."""
-        return self.to_band(self.to_volumes(maps) * self.mask)
+        return self.to_band(self.to_volumes(maps) * mask)
 
     def to_band(self, volumes: Float[Tensor, "n z y x"]) -> BandMaps:
         """`(n, k)` transforms of maps, their middle at voxel `n // 2`, at the voxels of the band."""

@@ -10,7 +10,8 @@ what is wrong with the particle's pose, and components V, confined to a mask. μ
 likelihood, found by expectation and maximisation (Tipping and Bishop 1999, probabilistic principal components; for
 maps Punjani and Fleet 2021). What a particle's views did not show counts for nothing, where emClarity subtracts the
 reference times the sampling function (Himes and Zhang 2018) and leaves the rest to the decomposition. As V is
-confined, the noise outside the mask does not matter.
+confined, the noise outside the mask does not matter; nor does the second order of what is wrong with the poses, for V
+is kept orthogonal to that too.
 """
 
 import math
@@ -25,9 +26,10 @@ from verglas.algo.classification.masked_band import BandMaps, MaskedBand, as_rea
 from verglas.shapes import Values
 
 _ROUNDS = 100
-_ENOUGH = 1e-3
+_ENOUGH = 1e-2
 _LEAST_SHARE = 0.05
 _LEAST_VARIANCE = 1e-4
+_ALIKE = 1e-9
 _FIRST_AMPLITUDE = 0.1
 _FIRST_SPREADS = (0.2, *[0.3] * 3, *[math.radians(3.0)] * 3)
 _GIVEN = len(_FIRST_SPREADS)
@@ -135,11 +137,11 @@ def fit_subspace(
     seed
         Of the maps that the search begins with.
     rounds
-        At most so many; it ends when a round raises the logarithm of the likelihood by less than 0.001 a particle.
+        At most so many; it ends when a round raises the logarithm of the likelihood by less than 0.01 a particle.
     """
     mean = _average(parts, band)
-    maps = torch.cat([mean, band.pose_maps(mean), _guess(mean, band, components, seed)])
-    maps[_GIVEN:] = _clear(maps[_GIVEN:], maps[:_GIVEN], band)
+    maps = _clear(_guess(mean, band, components, seed), mean, band)
+    maps = torch.cat([mean, band.pose_maps(mean), maps])
     spreads = torch.tensor(_FIRST_SPREADS, dtype=torch.float64)
     gains, before = [], -math.inf
     for _ in range(rounds):
@@ -154,7 +156,8 @@ def fit_subspace(
         spreads = variances.clamp(min=_LEAST_VARIANCE).sqrt()
         gain, before = sums.likelihood / sums.count - before, sums.likelihood / sums.count
         gains.append(gain)
-        if abs(gain) < _ENOUGH:
+        # To confine and clear maps is no part of maximisation: near its end it takes back what that gained.
+        if gain < _ENOUGH:
             break
     found = maps[_GIVEN:]
     # Of either sign the one that adds more than it takes away.
@@ -243,23 +246,29 @@ def _average(parts: Parts, band: MaskedBand) -> BandMaps:
     sums, weights = torch.tensor(0.0), torch.tensor(0.0)
     for part in parts():
         sums, weights = sums + part.data.sum(0), weights + part.weights.sum(0)
-    return band.confine(divide_by_weights(sums[None], weights[None], band))
+    return band.confine(divide_by_weights(sums[None], weights[None], band), band.support)
 
 
 def _guess(mean: BandMaps, band: MaskedBand, count: int, seed: int) -> BandMaps:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(count, mean.shape[1], 2, generator=generator)
-    maps = band.confine(torch.view_as_complex(values).to(mean.device))
+    maps = band.confine(torch.view_as_complex(values).to(mean.device), band.mask)
     lengths = band.multiply(maps, maps).diagonal().sqrt()
     target = _FIRST_AMPLITUDE * float(band.multiply(mean, mean)) ** 0.5
     scaled: BandMaps = maps * (target / lengths).to(maps.real)[:, None]
     return scaled
 
 
-def _clear(maps: BandMaps, given: BandMaps, band: MaskedBand) -> BandMaps:
-    """Take out of maps what the mean and the changes of its pose can make."""
-    shares = torch.linalg.solve(band.multiply(given, given), band.multiply(given, maps))
-    cleared: BandMaps = maps - shares.T.to(maps) @ given
+def _clear(maps: BandMaps, mean: BandMaps, band: MaskedBand) -> BandMaps:
+    """Take out of maps what contrast and poses make of the mean, poses to second order."""
+    changes = band.pose_maps(mean)
+    given = torch.cat([mean, changes, *(band.pose_maps(change[None]) for change in changes)])
+    given = band.confine(given, band.mask)
+    # To turn and then to move is not to move and then to turn, but nearly: as many axes as there are at least.
+    values, vectors = torch.linalg.eigh(band.multiply(given, given))
+    kept = values > _ALIKE * values[-1]
+    axes = (vectors[:, kept] / values[kept].sqrt()).T.to(given) @ given
+    cleared: BandMaps = maps - band.multiply(maps, axes).to(maps) @ axes
     return cleared
 
 
@@ -335,7 +344,7 @@ def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spreads: Values) -> 
 
 
 def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
-    """Solve for the mean and the components, voxel by voxel, and confine them to the mask."""
+    """Solve for the mean and the components, voxel by voxel, and confine them to where they may be."""
     size = len(maps)
     free = [0, *range(_GIVEN, size)]
     whole = _unfold(sums.left, size)
@@ -346,7 +355,8 @@ def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
     lacking = (_LEAST_SHARE * band.average_shells(known) - known).clamp(min=1e-30)
     left = left + torch.diag_embed(lacking)
     solved = torch.view_as_complex(torch.linalg.solve(left, right).contiguous())
-    return band.confine(solved.T.contiguous())
+    found = solved.T.contiguous()
+    return torch.cat([band.confine(found[:1], band.support), band.confine(found[1:], band.mask)])
 
 
 def _orthogonalise(
@@ -368,10 +378,9 @@ def _orthogonalise(
     Tensor
         `(7 + c, k)` mean, changes of its pose, components.
     """
-    given = torch.cat([mean, band.pose_maps(mean)])
-    cleared = _clear(components, given, band)
+    cleared = _clear(components, mean, band)
     # Shares of the maps below have unit covariance; the maps' singular vectors are the axes.
     root = torch.linalg.cholesky(spread + 1e-12 * torch.eye(len(spread)).to(spread))
     scaled = root.T.to(cleared) @ cleared
     vectors = torch.linalg.eigh(band.multiply(scaled, scaled)).eigenvectors
-    return torch.cat([given, vectors.flip(1).T.to(cleared) @ scaled])
+    return torch.cat([mean, band.pose_maps(mean), vectors.flip(1).T.to(cleared) @ scaled])
