@@ -232,7 +232,7 @@ def test_the_estimate_knows_the_disk(job):
     ("changes", "message"),
     [
         ({"image_size": (64, 16)}, r"`image_size` must be 32 to 16384 pixels each way; got \(64, 16\)"),
-        ({"name": "a/b"}, "got 'a/b'"),
+        ({"name": "a/b"}, "the name 'a/b' cannot name files"),
         ({"truth_voxel_size": 0.5, "image_size": (8000, 8000)}, "larger `truth_voxel_size`"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import ctypes
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -289,8 +290,13 @@ def test_an_interrupt_that_a_callback_swallows_ends_the_run(capsys):
         callback()
         time.sleep(30)
 
+    # A shell's background jobs, which tests may be, ignore Ctrl-C.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.monotonic()
-    assert main([], run) == 130
+    try:
+        assert main([], run) == 130
+    finally:
+        signal.signal(signal.SIGINT, usual)
     assert time.monotonic() - started < 20
     assert "interrupted; run the same command again to continue" in capsys.readouterr().err
 
