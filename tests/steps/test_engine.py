@@ -46,6 +46,8 @@ def results(out: Path) -> dict[str, str]:
 
 def start(numbers: Path, out: Path, seconds: float, *, workers: int = 2) -> subprocess.Popen:
     code = (
+        # A shell's background jobs, which tests may be, ignore Ctrl-C, and so do their children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tests.steps.tiny import *\n"
         "from verglas.steps.step import RunOptions, run_step\n"
         f"params = TinyParams(input=Path({str(numbers)!r}), seconds={seconds})\n"
