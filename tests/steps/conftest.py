@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.poses import disturb_particles
+from verglas.benchmarks.cases import disturb_particles
 from verglas.io.relion_particles import read_particles, write_particles
 from verglas.model import Particles
 from verglas.steps.reconstruct import RECONSTRUCT_STEP, ReconstructParams

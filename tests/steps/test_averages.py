@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.poses import disturb_particles
+from verglas.benchmarks.cases import disturb_particles
 from verglas.errors import UserError
 from verglas.io.mrc import read_mrc, write_mrc
 from verglas.io.relion_particles import read_particles, write_particles

@@ -1,5 +1,6 @@
 """Data that several benchmarks share."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ from verglas.io.mrc import create_mrc
 from verglas.io.relion_particles import write_particles
 from verglas.io.relion_tilt_series import write_tilt_series
 from verglas.model import ImageReference, Optics, Particles, TiltSeries
-from verglas.ops.rotation import matrices_to_euler, random_rotations
+from verglas.ops.rotation import (
+    euler_to_matrices,
+    matrices_to_euler,
+    random_rotations,
+    rotation_vectors_to_matrices,
+)
+from verglas.shapes import Rotations, Vectors
 
 PIXEL_ANGSTROM = 10.0
 
@@ -115,3 +122,28 @@ def filter_rows(views: npt.NDArray[np.float32], tilt_deg: npt.NDArray[np.float64
     ramp = np.abs(np.fft.rfftfreq(2 * size)) * steps[:, None, None]
     filtered = np.fft.irfft(np.fft.rfft(views, 2 * size, axis=2) * ramp, axis=2)
     return np.ascontiguousarray(filtered[:, :, :size], dtype=np.float32)
+
+
+def disturb_poses(
+    positions_angstrom: Vectors, rotations: Rotations, turn_deg: float, shift_angstrom: float, seed: int = 0
+) -> tuple[Vectors, Rotations]:
+    """Turn about each axis and move along each, by normal deviates of these standard deviations."""
+    generator = torch.Generator().manual_seed(seed)
+    turns, moves = (
+        size * torch.randn(len(positions_angstrom), 3, generator=generator, dtype=torch.float64)
+        for size in (turn_deg, shift_angstrom)
+    )
+    return positions_angstrom + moves, rotations @ rotation_vectors_to_matrices(turns)
+
+
+def disturb_particles(particles: Particles, turn_deg: float = 4.0, shift_angstrom: float = 6.0) -> Particles:
+    """Do the same to a table."""
+    positions, rotations = disturb_poses(
+        torch.from_numpy(particles.positions_angstrom),
+        euler_to_matrices(torch.from_numpy(particles.angles_deg)),
+        turn_deg,
+        shift_angstrom,
+    )
+    return replace(
+        particles, positions_angstrom=positions.numpy(), angles_deg=matrices_to_euler(rotations).numpy()
+    )

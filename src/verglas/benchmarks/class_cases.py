@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from verglas.algo.simulation.phantoms import make_demo_ribosome
 from verglas.algo.simulation.scatterers import Scatterers
@@ -12,11 +11,11 @@ from verglas.algo.simulation.specimen import Population, Species, build_specimen
 from verglas.algo.simulation.surroundings import surround_specimen, visible_extent
 from verglas.algo.simulation.tilt_series import simulate_tilt_series
 from verglas.algo.simulation.views import Conditions
+from verglas.benchmarks.cases import disturb_particles
 from verglas.io.mrc import create_mrc
 from verglas.io.relion_particles import write_particles
 from verglas.io.relion_tilt_series import write_tilt_series
 from verglas.model import ImageReference, Optics, Particles, TiltSeries, join_particles
-from verglas.ops.rotation import euler_to_matrices, matrices_to_euler, rotation_vectors_to_matrices
 
 RADIUS_ANGSTROM = 140.0
 _MARGIN_ANGSTROM = 150.0
@@ -60,7 +59,8 @@ def write_mixture(folder: Path, mixture: Mixture) -> Particles:
     made = [_make_series(folder, number, species, mixture) for number in range(1, mixture.series + 1)]
     series = [one for one, _ in made]
     write_tilt_series(folder, series)
-    particles = _disturb(join_particles([table for _, table in made]), mixture)
+    true = join_particles([table for _, table in made])
+    particles = disturb_particles(true, mixture.turn_deg, mixture.shift_angstrom)
     write_particles(folder / "particles.star", particles, {one.name: one for one in series})
     return particles
 
@@ -110,17 +110,3 @@ def _make_series(
     within = np.abs(table.positions_angstrom[:, :2]).max(axis=1) < extent / 2 - _MARGIN_ANGSTROM
     table = table.take(within)
     return series, replace(table, half_set=1 + np.arange(len(table)) % 2)
-
-
-def _disturb(table: Particles, mixture: Mixture) -> Particles:
-    generator = torch.Generator().manual_seed(0)
-    turns, moves = (
-        size * torch.randn(len(table), 3, generator=generator, dtype=torch.float64)
-        for size in (mixture.turn_deg, mixture.shift_angstrom)
-    )
-    rotations = euler_to_matrices(torch.from_numpy(table.angles_deg)) @ rotation_vectors_to_matrices(turns)
-    return replace(
-        table,
-        positions_angstrom=table.positions_angstrom + moves.numpy(),
-        angles_deg=matrices_to_euler(rotations).numpy(),
-    )

@@ -109,8 +109,8 @@ def draw_places(
     if numbers is not None:
         groups = [(f"class {number + 1}", numbers == number) for number in np.unique(numbers).tolist()]
     with house_style():
-        figure = make_figure(PAGE_INCHES, PAGE_INCHES / max(len(pairs), 2) + 0.2)
-        grid = figure.add_gridspec(1, max(len(pairs), 2))
+        figure = make_figure(PAGE_INCHES, PAGE_INCHES / max(len(pairs), 3) + 0.2)
+        grid = figure.add_gridspec(1, len(pairs))
         for column, (first, second) in enumerate(pairs):
             axes = figure.add_subplot(grid[0, column])
             edges = np.histogram_bin_edges(shares[:, first], 40)

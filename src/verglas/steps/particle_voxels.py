@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from verglas.algo.classification.subspace import Coordinates, PartParticles
 
 PLACES = "places.npz"
-_BAND = ("mask", "support", "index", "counts", "shells")
+_BAND = ("index", "places_xyz", "counts")
+_MASKS = ("mask", "support")
 _COORDINATES = ("contrast", "means", "right", "precision")
 _WHAT = "places of particles, written by `pca`"
 
@@ -49,7 +50,8 @@ def write_places(folder: Path, places: Places) -> None:
     """Write them into a job folder."""
     from verglas.io.arrays import write_arrays
 
-    arrays = {name: getattr(places.band, name).numpy() for name in _BAND}
+    arrays = {name: getattr(places.band.band, name).numpy() for name in _BAND}
+    arrays |= {name: getattr(places.band, name).numpy() for name in _MASKS}
     arrays |= {name: getattr(places.coordinates, name).numpy() for name in _COORDINATES}
     arrays |= {
         "agreement": places.agreement,
@@ -72,15 +74,17 @@ def read_places(folder: Path) -> Places:
     from verglas.algo.classification.masked_band import MaskedBand
     from verglas.algo.classification.subspace import Coordinates
     from verglas.io.arrays import read_arrays
+    from verglas.ops.band import Band
 
     path = folder / PLACES
     if not path.is_file():
         raise UserError(f"{str(folder)!r} holds no {PLACES}; expected a job folder of `pca` that has ended")
     arrays = read_arrays(path, _WHAT)
-    lacking = {*_BAND, *_COORDINATES, "agreement", "voxel_size_angstrom", "voxels"} - arrays.keys()
+    lacking = {*_BAND, *_MASKS, *_COORDINATES, "agreement", "voxel_size_angstrom", "voxels"} - arrays.keys()
     if lacking:
         raise UserError(f"{str(path)!r} lacks {', '.join(sorted(lacking))}; expected the {_WHAT}")
-    band = MaskedBand(*(torch.from_numpy(arrays[name]) for name in _BAND))
+    mask, support = (torch.from_numpy(arrays[name]) for name in _MASKS)
+    band = MaskedBand(Band(len(mask), *(torch.from_numpy(arrays[name]) for name in _BAND)), mask, support)
     coordinates = Coordinates(*(torch.from_numpy(arrays[name]) for name in _COORDINATES))
     return Places(
         band,

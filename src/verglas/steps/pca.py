@@ -16,6 +16,8 @@ from verglas.model import Particles, join_particles
 from verglas.steps.map_results import read_volume
 from verglas.steps.particle_voxels import Places, read_voxels, write_places
 from verglas.steps.series_particles import (
+    BoxedTomograms,
+    LossyIce,
     SeriesParticles,
     list_particle_items,
     list_series_particles,
@@ -26,9 +28,9 @@ from verglas.steps.step import Context, Estimate, Figure, Item, ItemResult, Para
 if TYPE_CHECKING:
     import torch
 
-    from verglas.algo.averaging.reference import Band
     from verglas.algo.classification.masked_band import MaskedBand
     from verglas.algo.classification.subspace import Subspace
+    from verglas.ops.band import Band
 
 AGREED = 0.5
 _PIXELS_A_DETAIL = 3.0
@@ -43,13 +45,7 @@ class PcaParams(Params):
 
     particles: Annotated[Path, Field(description="`particles.star` with poses and half sets")]
     tilt_series: Annotated[Path, Field(description="`tilt_series.star` of the aligned series")]
-    tomograms: Annotated[
-        Path | None,
-        Field(
-            description="`tomograms.star` of `reconstruct --ctf 3d`: cut particles from these as boxes "
-            "instead of from the tilt images"
-        ),
-    ] = None
+    tomograms: BoxedTomograms = None
     particle_radius: Annotated[float, Field(gt=0, description="of the molecule, in Å; outside is masked")]
     mask: Annotated[
         Path | None,
@@ -59,13 +55,7 @@ class PcaParams(Params):
     ] = None
     lowpass: Annotated[float, Field(gt=0, description="finest detail that is compared, in Å")] = 40.0
     components: Annotated[int, Field(ge=1, le=64, description="how many are sought")] = 6
-    ice_thickness: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="count the electrons that lose energy in ice this thick, in Å, as lost; 0 does not",
-        ),
-    ] = 0.0
+    ice_thickness: LossyIce = 0.0
     ctf: Annotated[bool, Field(description="account for the CTF at each particle's own defocus")] = True
 
 
@@ -121,7 +111,7 @@ def run_item(item: Item, params: PcaParams, context: Context) -> ItemResult:
 
 
 def _choose_band(params: PcaParams, pixel: float, box: int, device: "torch.device | str" = "cpu") -> "Band":
-    from verglas.algo.averaging.reference import choose_band
+    from verglas.ops.band import choose_band
 
     return choose_band(box, pixel, params.lowpass, device=device)
 
@@ -172,8 +162,7 @@ def _mask_band(params: PcaParams, pixel: float, box: int) -> "MaskedBand":
             raise UserError(
                 f"mask {str(params.mask)!r} is empty within `particle_radius`; expected a part of the map"
             )
-    shells = band.places_xyz.norm(dim=-1).round().long()
-    return MaskedBand(mask, support, band.index, band.counts, shells)
+    return MaskedBand(band, mask, support)
 
 
 def _sample_mask(path: Path, size: int, voxel_size_angstrom: float) -> npt.NDArray[np.float32]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.poses import disturb_poses
 from tests.unit.averaging.cases import PIXEL, draw_body, draw_poses, open_views
 from verglas.algo.averaging.alignment import Reference, align_particles, plan_search
 from verglas.algo.averaging.halves import (
@@ -18,14 +17,15 @@ from verglas.algo.averaging.halves import (
 )
 from verglas.algo.averaging.reference import (
     centre_mass,
-    choose_band,
     share_low_resolution,
     turn_reference,
 )
 from verglas.algo.averaging.search import BandParticles, score_grid, spread_shifts
 from verglas.algo.averaging.sums import open_source, quality_bfactors, sum_particles
 from verglas.algo.averaging.transfer import TransferModel
+from verglas.benchmarks.cases import disturb_poses
 from verglas.errors import UserError
+from verglas.ops.band import choose_band
 from verglas.ops.fsc import fourier_shell_correlation
 from verglas.ops.kernels import fourier_points
 from verglas.ops.masks import soft_sphere_mask

@@ -9,7 +9,6 @@ import torch
 from tests.unit.averaging.cases import BALLS, PIXEL, draw_body
 from verglas.algo.averaging.halves import correlate_halves, scale_solvent, sharpen_map
 from verglas.algo.averaging.local_resolution import correlate_locally, measure_local_resolution
-from verglas.algo.averaging.reference import choose_band
 from verglas.algo.averaging.registration import (
     Registration,
     differentiate_map,
@@ -19,6 +18,7 @@ from verglas.algo.averaging.registration import (
     stay_put,
 )
 from verglas.errors import UserError
+from verglas.ops.band import choose_band
 from verglas.ops.fft import radial_frequency
 from verglas.ops.filters import apply_filter
 from verglas.ops.masks import soft_sphere_mask

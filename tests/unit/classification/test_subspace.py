@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from verglas.algo.averaging.reference import choose_band
 from verglas.algo.classification.clusters import average_clusters, find_clusters
 from verglas.algo.classification.masked_band import MaskedBand
 from verglas.algo.classification.subspace import (
@@ -17,6 +16,7 @@ from verglas.algo.classification.subspace import (
     measure_agreement,
 )
 from verglas.errors import UserError
+from verglas.ops.band import choose_band
 from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.rotation import random_rotations
 
@@ -27,9 +27,8 @@ SIGNAL = 2e-2
 @pytest.fixture(scope="module")
 def band():
     found = choose_band(SIZE, 1.0, 2.5)
-    shells = found.places_xyz.norm(dim=-1).round().long()
     mask = soft_sphere_mask((found.size,) * 3, 6.0, 2.0)
-    return MaskedBand(mask, mask, found.index, found.counts, shells)
+    return MaskedBand(found, mask, mask)
 
 
 def blob(band, centre, sigma, moved=(0.0, 0.0, 0.0)):
@@ -39,7 +38,7 @@ def blob(band, centre, sigma, moved=(0.0, 0.0, 0.0)):
     places = [axis - at - by for axis, at, by in zip((x, y, z), centre, moved, strict=True)]
     values = np.exp(-sum(axis**2 for axis in places) / (2 * sigma**2))
     transform = np.fft.rfftn(np.fft.ifftshift(values)).astype(np.complex64).reshape(-1)
-    return torch.from_numpy(transform)[band.index]
+    return torch.from_numpy(transform)[band.band.index]
 
 
 BODY = [
@@ -63,7 +62,7 @@ def body(band, moved=(0.0, 0.0, 0.0), turned=0.0):
 
 def show(band, maps, generator, strength=SIGNAL):
     """Each map seen by a wedge of its own, which lacks a third of what there is, with noise."""
-    index = band.index
+    index = band.band.index
     size = len(band.mask)
     axis = torch.fft.fftfreq(size, 1 / size)
     z, y, x = torch.meshgrid(axis, axis, torch.arange(size // 2 + 1.0), indexing="ij")

@@ -18,10 +18,11 @@ from verglas.algo.averaging.fitting import (
     refine_poses,
     slice_reference,
 )
-from verglas.algo.averaging.reference import Band, choose_band, turn_reference
+from verglas.algo.averaging.reference import turn_reference
 from verglas.algo.averaging.search import BandParticles, insert_into_band, score_grid, spread_shifts
 from verglas.algo.averaging.sums import ParticleSource, batches
 from verglas.ops.angles import emclarity_grid
+from verglas.ops.band import Band, choose_band
 from verglas.ops.rotation import local_rotations, so3_grid
 from verglas.ops.symmetry import symmetry_matrices
 from verglas.shapes import Rotations, Vectors

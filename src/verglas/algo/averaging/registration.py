@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from verglas.algo.averaging.reference import Band, BandValues, choose_band
+from verglas.ops.band import Band, BandValues, choose_band
 from verglas.ops.fft import radial_frequency
 from verglas.ops.filters import apply_filter
 from verglas.ops.fsc import fourier_shell_correlation, resolution_at

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from verglas.algo.averaging.fitting import CutParticles
-from verglas.algo.averaging.reference import Band, BandValues
+from verglas.ops.band import Band, BandValues
 from verglas.ops.fft import radial_frequency
 from verglas.ops.masks import soft_sphere_mask
 from verglas.ops.projection import complete_planes, insert_slices_apart

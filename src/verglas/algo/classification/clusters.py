@@ -94,8 +94,8 @@ def average_clusters(
     Tensor
         `(k, n, n, n)`, not masked; zero for a class without particles.
     """
-    sums = torch.zeros(count, len(band.index), dtype=torch.complex64)
-    weights = torch.zeros(count, len(band.index))
+    sums = torch.zeros(count, len(band.counts), dtype=torch.complex64)
+    weights = torch.zeros(count, len(band.counts))
     first = 0
     for part in parts():
         mine = numbers[first : first + len(part.data)]

@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from verglas.algo.classification.masked_band import BandMaps, MaskedBand, as_real
+from verglas.algo.classification.masked_band import MaskedBand, as_real
+from verglas.ops.band import BandValues
 from verglas.shapes import Values
 
 _ROUNDS = 100
@@ -48,7 +49,7 @@ class PartParticles:
         `(p, k)` W.
     """
 
-    data: BandMaps
+    data: BandValues
     weights: Float[Tensor, "p k"]
 
 
@@ -74,13 +75,13 @@ class Subspace:
         `(r,)` by how much each round raised the logarithm of the likelihood, for each particle.
     """
 
-    mean: BandMaps
-    components: BandMaps
+    mean: BandValues
+    components: BandValues
     spreads: Values
     gains: Values
 
     @property
-    def maps(self) -> BandMaps:
+    def maps(self) -> BandValues:
         """`(1 + c, k)` the mean and the components."""
         return torch.cat([self.mean, self.components])
 
@@ -200,7 +201,9 @@ def locate_particles(parts: Parts, band: MaskedBand, subspace: Subspace) -> Coor
     )
 
 
-def measure_agreement(components: BandMaps, first: BandMaps, second: BandMaps, band: MaskedBand) -> Values:
+def measure_agreement(
+    components: BandValues, first: BandValues, second: BandValues, band: MaskedBand
+) -> Values:
     """Tell how far two sets of components that were found apart agree on each of a third.
 
     A component is projected into the space of either set, and the two projections are correlated. One that is there
@@ -227,7 +230,7 @@ def measure_agreement(components: BandMaps, first: BandMaps, second: BandMaps, b
     return cross / (squares[0] * squares[1]).clamp(min=1e-300).sqrt()
 
 
-def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: MaskedBand) -> BandMaps:
+def divide_by_weights(sums: BandValues, weights: Float[Tensor, "n k"], band: MaskedBand) -> BandValues:
     """Divide sums of D by sums of W, each of which counts as a twentieth of its shell's mean at least.
 
     Parameters
@@ -238,28 +241,28 @@ def divide_by_weights(sums: BandMaps, weights: Float[Tensor, "n k"], band: Maske
         Where the maps live.
     """
     least = _LEAST_SHARE * band.average_shells(weights.T).T
-    quotient: BandMaps = sums / torch.maximum(weights, least).clamp(min=1e-30)
+    quotient: BandValues = sums / torch.maximum(weights, least).clamp(min=1e-30)
     return quotient
 
 
-def _average(parts: Parts, band: MaskedBand) -> BandMaps:
+def _average(parts: Parts, band: MaskedBand) -> BandValues:
     sums, weights = torch.tensor(0.0), torch.tensor(0.0)
     for part in parts():
         sums, weights = sums + part.data.sum(0), weights + part.weights.sum(0)
     return band.confine(divide_by_weights(sums[None], weights[None], band), band.support)
 
 
-def _guess(mean: BandMaps, band: MaskedBand, count: int, seed: int) -> BandMaps:
+def _guess(mean: BandValues, band: MaskedBand, count: int, seed: int) -> BandValues:
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(count, mean.shape[1], 2, generator=generator)
     maps = band.confine(torch.view_as_complex(values).to(mean.device), band.mask)
     lengths = band.multiply(maps, maps).diagonal().sqrt()
     target = _FIRST_AMPLITUDE * float(band.multiply(mean, mean)) ** 0.5
-    scaled: BandMaps = maps * (target / lengths).to(maps.real)[:, None]
+    scaled: BandValues = maps * (target / lengths).to(maps.real)[:, None]
     return scaled
 
 
-def _clear(maps: BandMaps, mean: BandMaps, band: MaskedBand) -> BandMaps:
+def _clear(maps: BandValues, mean: BandValues, band: MaskedBand) -> BandValues:
     """Take out of maps what contrast and poses make of the mean, poses to second order."""
     changes = band.pose_maps(mean)
     given = torch.cat([mean, changes, *(band.pose_maps(change[None]) for change in changes)])
@@ -268,19 +271,19 @@ def _clear(maps: BandMaps, mean: BandMaps, band: MaskedBand) -> BandMaps:
     values, vectors = torch.linalg.eigh(band.multiply(given, given))
     kept = values > _ALIKE * values[-1]
     axes = (vectors[:, kept] / values[kept].sqrt()).T.to(given) @ given
-    cleared: BandMaps = maps - band.multiply(maps, axes).to(maps) @ axes
+    cleared: BandValues = maps - band.multiply(maps, axes).to(maps) @ axes
     return cleared
 
 
-def _project(maps: BandMaps, onto: BandMaps, band: MaskedBand) -> BandMaps:
+def _project(maps: BandValues, onto: BandValues, band: MaskedBand) -> BandValues:
     """Project maps into the space of others, which are orthogonal."""
     lengths = band.multiply(onto, onto).diagonal().clamp(min=1e-300)
-    projected: BandMaps = (band.multiply(maps, onto) / lengths).to(maps) @ onto
+    projected: BandValues = (band.multiply(maps, onto) / lengths).to(maps) @ onto
     return projected
 
 
 def _compare(
-    part: PartParticles, band: MaskedBand, maps: BandMaps
+    part: PartParticles, band: MaskedBand, maps: BandValues
 ) -> tuple[Float[Tensor, "p m"], Float[Tensor, "p m m"]]:
     """Return b `(p, m)` and G `(p, m, m)` of the likelihood exp(b·u - u·G u / 2) of the shares u of maps, float64."""
     right = 2 * (as_real(part.data) @ as_real(maps * band.counts).T).double()
@@ -320,7 +323,7 @@ class _Sums:
     count: int
 
 
-def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spreads: Values) -> _Sums:
+def _expect(parts: Parts, band: MaskedBand, maps: BandValues, spreads: Values) -> _Sums:
     count, voxels = maps.shape
     rows, columns = torch.triu_indices(count, count)
     left = maps.real.new_zeros(voxels, len(rows))
@@ -343,7 +346,7 @@ def _expect(parts: Parts, band: MaskedBand, maps: BandMaps, spreads: Values) -> 
     return _Sums(left, right, moments, shares, likelihood, particles)
 
 
-def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
+def _maximise(sums: _Sums, maps: BandValues, band: MaskedBand) -> BandValues:
     """Solve for the mean and the components, voxel by voxel, and confine them to where they may be."""
     size = len(maps)
     free = [0, *range(_GIVEN, size)]
@@ -360,8 +363,8 @@ def _maximise(sums: _Sums, maps: BandMaps, band: MaskedBand) -> BandMaps:
 
 
 def _orthogonalise(
-    mean: BandMaps, components: BandMaps, spread: Float[Tensor, "c c"], band: MaskedBand
-) -> BandMaps:
+    mean: BandValues, components: BandValues, spread: Float[Tensor, "c c"], band: MaskedBand
+) -> BandValues:
     """Turn components into the principal axes of the particles' shares of them, so that these have unit variance.
 
     Parameters
